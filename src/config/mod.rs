@@ -1,0 +1,333 @@
+//! The configuration file: the keys of go-pq-cdc-elasticsearch, and ours beside them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::table::TableId;
+
+/// A value that is never printed. `Debug` and `Display` show `***`.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Everything that a pipeline needs to know.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    /// `cdc:`, the PostgreSQL side.
+    pub cdc: Cdc,
+    /// `elasticsearch:`, the other side.
+    pub elasticsearch: Elasticsearch,
+}
+
+/// `cdc:`, the keys of go-pq-cdc.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cdc {
+    /// `host`: name, address, or the folder of a Unix socket (starts with `/`).
+    pub host: String,
+    /// `port`, default 5432.
+    pub port: u16,
+    /// `username`.
+    pub username: String,
+    /// `password`; may be empty where the server asks for none.
+    pub password: Secret,
+    /// `database`.
+    pub database: String,
+    /// `sslMode` (ours): as libpq's `sslmode`.
+    pub ssl_mode: SslMode,
+    /// `sslRootCert` (ours): PEM file of authorities; the system's when absent.
+    pub ssl_root_cert: Option<PathBuf>,
+    /// `sslCert` (ours): PEM file of the client's certificate.
+    pub ssl_cert: Option<PathBuf>,
+    /// `sslKey` (ours): PEM file of the client's key.
+    pub ssl_key: Option<PathBuf>,
+    /// `debugMode`.
+    pub debug_mode: bool,
+    /// `metric.port`: port of `/metrics` and `/status`; none switches the server off (key absent: 8080 as the reference).
+    pub metric_port: Option<u16>,
+    /// `logger.level`.
+    pub log_level: LogLevel,
+    /// `publication`.
+    pub publication: Publication,
+    /// `slot`.
+    pub slot: Slot,
+    /// `snapshot`.
+    pub snapshot: Snapshot,
+    /// `heartbeat`.
+    pub heartbeat: Option<Heartbeat>,
+}
+
+/// libpq's `sslmode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SslMode {
+    /// No TLS.
+    Disable,
+    /// TLS if the server has it, its certificate unchecked. The default, as libpq's.
+    #[default]
+    Prefer,
+    /// TLS or nothing, certificate unchecked.
+    Require,
+    /// TLS, certificate signed by a known authority.
+    VerifyCa,
+    /// TLS, certificate signed and for this host.
+    VerifyFull,
+}
+
+/// `logger.level`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogLevel {
+    /// `debug`
+    Debug,
+    /// `info`
+    #[default]
+    Info,
+    /// `warn`
+    Warn,
+    /// `error`
+    Error,
+}
+
+/// `publication:`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Publication {
+    /// `name`.
+    pub name: String,
+    /// `createIfNotExists`.
+    pub create_if_not_exists: bool,
+    /// `operations`; all four when absent.
+    pub operations: Vec<Operation>,
+    /// `tables`.
+    pub tables: Vec<Table>,
+}
+
+/// An operation that a publication publishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// `INSERT`
+    Insert,
+    /// `UPDATE`
+    Update,
+    /// `DELETE`
+    Delete,
+    /// `TRUNCATE`
+    Truncate,
+}
+
+/// An entry of `publication.tables` or `snapshot.tables`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Table {
+    /// `schema` and `name`.
+    pub id: TableId,
+    /// `replicaIdentity`; none leaves it as it is.
+    pub replica_identity: Option<ReplicaIdentity>,
+    /// `columns`; all when empty.
+    pub columns: Vec<String>,
+    /// `partitioned`: publish via the partition root.
+    pub partitioned: bool,
+    /// `snapshotPartitionStrategy`.
+    pub strategy: Strategy,
+    /// `queryCondition`: rows copied by the snapshot; overrides `snapshot.queryCondition`.
+    pub query_condition: Option<String>,
+}
+
+/// `replicaIdentity`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplicaIdentity {
+    /// `DEFAULT`
+    Default,
+    /// `FULL`
+    Full,
+    /// `NOTHING`
+    Nothing,
+    /// `USING INDEX`, with `replicaIdentityIndex`.
+    UsingIndex(String),
+}
+
+/// `snapshotPartitionStrategy`. Whatever is asked for, the copy is by ctid: the ledger records that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// `auto` or absent.
+    #[default]
+    Auto,
+    /// `ctid_block`
+    CtidBlock,
+    /// `integer_range`
+    IntegerRange,
+    /// `offset`
+    Offset,
+}
+
+/// `slot:`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slot {
+    /// `name`.
+    pub name: String,
+    /// `createIfNotExists`.
+    pub create_if_not_exists: bool,
+    /// `slotActivityCheckerInterval`: how often the slot is looked at. A bare number is milliseconds, as the reference means it.
+    pub activity_checker_interval: Duration,
+    /// `protoVersion`: 1 or 2 are accepted; pgtide always streams by version 1 (memory stays bounded).
+    pub proto_version: u8,
+}
+
+/// `snapshot.mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Copy once, then stream.
+    Initial,
+    /// Stream only.
+    #[default]
+    Never,
+    /// Copy once and end.
+    SnapshotOnly,
+}
+
+/// `snapshot:`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// `enabled`; false is mode `never`.
+    pub enabled: bool,
+    /// `mode`.
+    pub mode: Mode,
+    /// `chunkSize`: rows a chunk should hold, default 8000.
+    pub chunk_size: u64,
+    /// `claimTimeout`: a claim without a heartbeat for so long may be taken over, default 30 s.
+    pub claim_timeout: Duration,
+    /// `heartbeatInterval`, default 5 s.
+    pub heartbeat_interval: Duration,
+    /// `instanceId`, default `hostname-pid`.
+    pub instance_id: Option<String>,
+    /// `id`: job name in mode `snapshot_only`, default `snapshot_only_<database>`.
+    pub id: Option<String>,
+    /// `tables`; the publication's when empty.
+    pub tables: Vec<Table>,
+    /// `queryCondition`: rows copied by the snapshot, for tables without one of their own.
+    pub query_condition: Option<String>,
+    /// `resnapshot`: copy again although the ledger says it is done.
+    pub resnapshot: bool,
+    /// `workers` (ours): chunks copied at once; default the number of processors, 2 to 8.
+    pub workers: Option<usize>,
+}
+
+/// `heartbeat:`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Heartbeat {
+    /// `table`.
+    pub table: TableId,
+    /// `interval`, default 100 ms.
+    pub interval: Duration,
+}
+
+/// `elasticsearch:`, the keys of go-pq-cdc-elasticsearch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Elasticsearch {
+    /// `urls`: at least one.
+    pub urls: Vec<String>,
+    /// `username`.
+    pub username: String,
+    /// `password`.
+    pub password: Secret,
+    /// `tableIndexMapping`: which index a table goes to.
+    pub table_index_mapping: BTreeMap<TableId, String>,
+    /// `batchSizeLimit`: documents in a bulk at most.
+    pub batch_size_limit: usize,
+    /// `batchByteSizeLimit`: bytes in a bulk at most, before compression.
+    pub batch_byte_size_limit: usize,
+    /// `batchTickerDuration`: the longest that a change waits for its bulk to fill. A bulk is sent at once when nothing is in flight.
+    pub batch_ticker_duration: Duration,
+    /// `concurrentRequest`: bulks in flight at most.
+    pub concurrent_request: usize,
+    /// `compressionEnabled`: gzip.
+    pub compression_enabled: bool,
+    /// `maxConnsPerHost`.
+    pub max_conns_per_host: usize,
+    /// `maxIdleConnDuration`.
+    pub max_idle_conn_duration: Duration,
+    /// `rejectionLog` / dead letters (ours: `deadLetterFile`): where refused documents are kept, fsynced.
+    pub dead_letter_file: Option<PathBuf>,
+}
+
+impl Default for Cdc {
+    fn default() -> Self {
+        Self {
+            host: String::new(),
+            port: 5432,
+            username: String::new(),
+            password: Secret::default(),
+            database: String::new(),
+            ssl_mode: SslMode::default(),
+            ssl_root_cert: None,
+            ssl_cert: None,
+            ssl_key: None,
+            debug_mode: false,
+            metric_port: Some(8080),
+            log_level: LogLevel::default(),
+            publication: Publication::default(),
+            slot: Slot::default(),
+            snapshot: Snapshot::default(),
+            heartbeat: None,
+        }
+    }
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            create_if_not_exists: false,
+            activity_checker_interval: Duration::from_secs(1),
+            proto_version: 2,
+        }
+    }
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            mode: Mode::default(),
+            chunk_size: 8000,
+            claim_timeout: Duration::from_secs(30),
+            heartbeat_interval: Duration::from_secs(5),
+            instance_id: None,
+            id: None,
+            tables: Vec::new(),
+            query_condition: None,
+            resnapshot: false,
+            workers: None,
+        }
+    }
+}
+
+impl Default for Elasticsearch {
+    fn default() -> Self {
+        Self {
+            urls: Vec::new(),
+            username: String::new(),
+            password: Secret::default(),
+            table_index_mapping: BTreeMap::new(),
+            batch_size_limit: 10_000,
+            batch_byte_size_limit: 5 << 20,
+            batch_ticker_duration: Duration::from_secs(1),
+            concurrent_request: 4,
+            compression_enabled: false,
+            max_conns_per_host: 512,
+            max_idle_conn_duration: Duration::from_secs(10),
+            dead_letter_file: None,
+        }
+    }
+}
+
+impl Config {
+    /// The mode that is in force: `snapshot.enabled: false` is `never`.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        if self.cdc.snapshot.enabled { self.cdc.snapshot.mode } else { Mode::Never }
+    }
+}

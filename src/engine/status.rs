@@ -1,0 +1,608 @@
+//! Everything that the screen shows and that `GET /status` answers: one value.
+//!
+//! Unknown is `None` and is shown as `-`; zero is 0 and is shown as `0`. Times are microseconds since 1970 (UTC),
+//! spans are seconds, sizes are bytes, rates are per second over about ten seconds.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lsn::Lsn;
+use crate::problem::Problem;
+use crate::table::TableId;
+
+/// A moment, in microseconds since 1970-01-01 UTC.
+pub type Micros = i64;
+
+/// What the pipeline does as a whole.
+///
+/// ```text
+/// Connecting -> Snapshot -> CatchUp -> Streaming        the usual way
+/// any of them <-> Degraded                              something is refused or gone and is retried
+/// Snapshot, CatchUp, Streaming -> Pausing -> Paused -> back to where it was
+/// any -> Failed                                         an operator is needed; nothing is acknowledged any more
+/// any -> Stopping -> Stopped                            quit; the next start goes on
+/// ```
+///
+/// None of them is stored: a start derives its own from the ledger and the slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Looking at PostgreSQL and Elasticsearch, creating publication, slot and ledger.
+    #[default]
+    Connecting,
+    /// Copying tables. The stream waits at the slot's consistent point.
+    Snapshot,
+    /// Streaming what was committed during the copy.
+    CatchUp,
+    /// Streaming what is committed now.
+    Streaming,
+    /// A pause was asked for; requests are still on their way.
+    Pausing,
+    /// Nothing is read and nothing is sent. The slot keeps WAL.
+    Paused,
+    /// Retrying: `Status::problem` says what and why.
+    Degraded,
+    /// Ended by something that waiting does not mend: `Status::problem` says what to do.
+    Failed,
+    /// Answered requests are being acknowledged before the end.
+    Stopping,
+    /// Ended cleanly.
+    Stopped,
+}
+
+impl Phase {
+    /// The word of the header.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Phase::Connecting => "CONNECTING",
+            Phase::Snapshot => "BACKFILL",
+            Phase::CatchUp => "CATCH-UP",
+            Phase::Streaming => "STREAMING",
+            Phase::Pausing => "PAUSING",
+            Phase::Paused => "PAUSED",
+            Phase::Degraded => "RETRYING",
+            Phase::Failed => "FAILED",
+            Phase::Stopping => "STOPPING",
+            Phase::Stopped => "STOPPED",
+        }
+    }
+}
+
+/// What happens to one table.
+///
+/// ```text
+/// Queued -> Copying -> CatchUp -> Live       the usual way; a resnapshot goes from Live to Copying again
+/// Copying <-> Retrying                       a chunk is tried again
+/// any -> Failed                              `TableStatus::problem` says why
+/// any <-> Paused                             by the operator
+/// ```
+///
+/// Stored, by way of its chunks in the ledger: Queued, Copying and everything after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TableState {
+    /// Waits for its copy.
+    #[default]
+    Queued,
+    /// Chunks are being copied.
+    Copying,
+    /// Copied; changes made during the copy are being streamed.
+    CatchUp,
+    /// Its documents follow the stream.
+    Live,
+    /// Held by the operator.
+    Paused,
+    /// A chunk failed and is tried again.
+    Retrying,
+    /// Needs an operator.
+    Failed,
+}
+
+impl TableState {
+    /// The word of the table list.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            TableState::Queued => "queued",
+            TableState::Copying => "copy",
+            TableState::CatchUp => "catchup",
+            TableState::Live => "live",
+            TableState::Paused => "paused",
+            TableState::Retrying => "RETRY",
+            TableState::Failed => "FAILED",
+        }
+    }
+}
+
+/// Where a chunk of a copy stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ChunkState {
+    /// Nobody copies it yet.
+    Pending = b'p',
+    /// A worker copies it, or waits for the answers to its documents.
+    Claimed = b'c',
+    /// Failed at least once and is tried again.
+    Retrying = b'r',
+    /// Elasticsearch has answered for its last document.
+    Done = b'd',
+}
+
+impl ChunkState {
+    /// The state that `byte` stands for; an unknown byte is `Pending`, the state that claims least.
+    #[must_use]
+    pub fn from_byte(byte: u8) -> Self {
+        match byte {
+            b'c' => ChunkState::Claimed,
+            b'r' => ChunkState::Retrying,
+            b'd' => ChunkState::Done,
+            _ => ChunkState::Pending,
+        }
+    }
+}
+
+/// The chunks of one table in order, a byte each ([`ChunkState`]).
+///
+/// Serialised run-length coded, as `d1590c4p326`: 25,600 chunks are then a few bytes.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct ChunkMap(pub Vec<u8>);
+
+impl ChunkMap {
+    /// The states in order.
+    pub fn states(&self) -> impl Iterator<Item = ChunkState> + '_ {
+        self.0.iter().map(|&byte| ChunkState::from_byte(byte))
+    }
+
+    /// How many chunks there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// There is no chunk: the copy is not planned yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many chunks are done.
+    #[must_use]
+    pub fn done(&self) -> usize {
+        self.0.iter().filter(|&&byte| byte == ChunkState::Done as u8).count()
+    }
+}
+
+impl fmt::Display for ChunkMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for run in self.0.chunk_by(|a, b| a == b) {
+            write!(f, "{}{}", char::from(run[0]), run.len())?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for ChunkMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChunkMap({self})")
+    }
+}
+
+impl Serialize for ChunkMap {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ChunkMap {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bad = || serde::de::Error::custom(format!("`{text}` is no list of chunk states such as d12c4p8"));
+        let mut states = Vec::new();
+        let mut rest = text.as_str();
+        while let Some(state) = rest.chars().next() {
+            let digits = rest[state.len_utf8()..].chars().take_while(char::is_ascii_digit).count();
+            let end = state.len_utf8() + digits;
+            let count: u32 = rest[state.len_utf8()..end].parse().map_err(|_| bad())?;
+            if !"pcrd".contains(state) || count > 100_000_000 {
+                return Err(bad());
+            }
+            states.resize(states.len() + count as usize, state as u8);
+            rest = &rest[end..];
+        }
+        Ok(ChunkMap(states))
+    }
+}
+
+/// The whole state, as of `at`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// When it was collected.
+    pub at: Micros,
+    /// When this process started its pipeline.
+    pub started_at: Micros,
+    /// What the pipeline does.
+    pub phase: Phase,
+    /// Since when.
+    pub phase_since: Micros,
+    /// What stands in the way, in the phases Degraded and Failed.
+    pub problem: Option<Problem>,
+    /// How often that was tried again so far.
+    pub attempts: u32,
+    /// Control commands are refused.
+    pub read_only: bool,
+    /// The PostgreSQL side.
+    pub source: Source,
+    /// The Elasticsearch side.
+    pub sink: Sink,
+    /// The tables in the order of the configuration.
+    pub tables: Vec<TableStatus>,
+    /// The copy as a whole.
+    pub snapshot: SnapshotStatus,
+    /// The slot and the stream.
+    pub replication: Replication,
+    /// Events a second by operation.
+    pub rates: Rates,
+    /// A sample of the newest events, newest last; at most 1,000.
+    pub events: Vec<Event>,
+    /// One event in so many is in `events` (1 = every one), over about the last second.
+    pub events_sampled: u64,
+    /// Never sampled: errors, TRUNCATE, DDL, phase changes, operator's actions. Newest last; at most 1,000.
+    pub notices: Vec<Notice>,
+    /// Documents that Elasticsearch refused for good, grouped by table and reason.
+    pub rejections: Vec<Rejection>,
+    /// Resident memory of this process, in bytes.
+    pub memory: Option<u64>,
+}
+
+/// The PostgreSQL side.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Source {
+    /// Host name, address, or folder of the Unix socket.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Database name.
+    pub database: String,
+    /// `server_version`, such as `17.4`; none until connected.
+    pub version: Option<String>,
+}
+
+/// The Elasticsearch side.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sink {
+    /// The URL in use, without user and password.
+    pub url: String,
+    /// `elasticsearch`, `opensearch` or `pgtide-store`; none until it answered.
+    pub distribution: Option<String>,
+    /// Its version; none until it answered.
+    pub version: Option<String>,
+    /// Documents answered for since the start.
+    pub documents: u64,
+    /// Documents answered for, a second.
+    pub documents_per_second: f64,
+    /// Bytes of bulk bodies a second, before compression.
+    pub bytes_per_second: f64,
+    /// Documents in the newest bulk.
+    pub bulk_documents: Option<u64>,
+    /// Bytes in the newest bulk, before compression.
+    pub bulk_bytes: Option<u64>,
+    /// Time from sending a bulk to its answer, over about the last minute.
+    pub latency: Option<Latency>,
+    /// Bulks on their way.
+    pub in_flight: u32,
+    /// How many may be.
+    pub in_flight_limit: u32,
+    /// Documents encoded and not sent yet, or sent and not answered yet.
+    pub queued_documents: u64,
+    /// Answers 429 (whole request or item) a second.
+    pub throttled_per_second: f64,
+    /// Items and requests sent again since the start.
+    pub retried: u64,
+    /// Items refused for good since the start.
+    pub rejected: u64,
+    /// Items answered with 409: a newer version was there. Success.
+    pub superseded: u64,
+    /// Why requests fail at the moment, and for how many attempts.
+    pub trouble: Option<Trouble>,
+}
+
+/// Milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Half of the bulks were answered within.
+    pub p50: f64,
+    /// 95 in 100.
+    pub p95: f64,
+    /// 99 in 100.
+    pub p99: f64,
+    /// The slowest.
+    pub max: f64,
+}
+
+/// What Elasticsearch keeps answering.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// Such as `429 es_rejected_execution_exception` or `connection refused`.
+    pub reason: String,
+    /// What the reader can do.
+    pub hint: String,
+    /// Attempts so far.
+    pub attempts: u32,
+    /// Since when.
+    pub since: Micros,
+}
+
+/// One table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TableStatus {
+    /// Its name.
+    pub table: TableName,
+    /// The index that it goes to.
+    pub index: String,
+    /// What happens to it.
+    pub state: TableState,
+    /// Rows copied and answered for.
+    pub rows_done: u64,
+    /// Rows to copy; an estimate unless `rows_total_exact`.
+    pub rows_total: Option<u64>,
+    /// `rows_total` is a count, not an estimate: the copy has ended.
+    pub rows_total_exact: bool,
+    /// Rows and changes a second.
+    pub rows_per_second: f64,
+    /// Seconds to the end of its copy; none until two chunks and 30 s have passed, and none when done.
+    pub eta: Option<u64>,
+    /// Documents refused for good.
+    pub errors: u64,
+    /// How often its present chunk was tried again.
+    pub attempts: u32,
+    /// Its chunks; empty until planned.
+    pub chunks: ChunkMap,
+    /// Rows that a chunk should hold.
+    pub chunk_rows: u64,
+    /// INSERTs since the start.
+    pub inserts: u64,
+    /// UPDATEs since the start.
+    pub updates: u64,
+    /// DELETEs since the start.
+    pub deletes: u64,
+    /// TRUNCATEs since the start.
+    pub truncates: u64,
+    /// A resnapshot runs or is asked for.
+    pub resnapshot: bool,
+    /// Why it failed or is retried.
+    pub problem: Option<Problem>,
+}
+
+/// A table's name that has a default, for fixtures; otherwise a [`TableId`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TableName(pub TableId);
+
+impl Default for TableName {
+    fn default() -> Self {
+        TableName(TableId::new("public", ""))
+    }
+}
+
+impl TableStatus {
+    /// Share of the copy that is done, 0 to 1, never 1 before the last chunk is answered for. None while unknown.
+    #[must_use]
+    pub fn progress(&self) -> Option<f64> {
+        if matches!(self.state, TableState::CatchUp | TableState::Live) {
+            return Some(1.0);
+        }
+        if self.chunks.is_empty() {
+            return if self.state == TableState::Queued { Some(0.0) } else { None };
+        }
+        let done = self.chunks.done();
+        if done == self.chunks.len() {
+            return Some(1.0);
+        }
+        #[allow(clippy::cast_precision_loss, reason = "a share for a screen")]
+        let share = match self.rows_total {
+            Some(total) if total > 0 => self.rows_done as f64 / total as f64,
+            _ => done as f64 / self.chunks.len() as f64,
+        };
+        // An estimate that is too low must not promise the end.
+        Some(share.clamp(0.0, 0.999))
+    }
+}
+
+/// The copy as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotStatus {
+    /// A copy runs.
+    pub running: bool,
+    /// Seconds that it has taken so far, or took.
+    pub seconds: f64,
+    /// Workers that copy.
+    pub workers: u32,
+    /// Workers that have a chunk.
+    pub active_workers: u32,
+    /// Seconds to the end of the slowest table; none while unknown.
+    pub eta: Option<u64>,
+    /// Seconds that the exported snapshot has been held (it keeps VACUUM from cleaning); none when it is not.
+    pub held_seconds: Option<f64>,
+}
+
+/// The slot and the stream.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Replication {
+    /// Name of the slot; none in mode `snapshot_only`.
+    pub slot: Option<String>,
+    /// Name of the publication.
+    pub publication: Option<String>,
+    /// `pg_replication_slots.active`.
+    pub active: Option<bool>,
+    /// `pg_replication_slots.active_pid`.
+    pub active_pid: Option<i32>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// Where PostgreSQL writes now.
+    pub current_lsn: Option<Lsn>,
+    /// The newest position received.
+    pub received_lsn: Option<Lsn>,
+    /// `confirmed_flush_lsn`.
+    pub confirmed_lsn: Option<Lsn>,
+    /// `restart_lsn`.
+    pub restart_lsn: Option<Lsn>,
+    /// Bytes from `confirmed_lsn` to `current_lsn`.
+    pub lag_bytes: Option<u64>,
+    /// Seconds since the commit of the last transaction answered for; 0 while nothing is behind.
+    pub lag_seconds: Option<f64>,
+    /// Bytes of WAL kept for the slot: from `restart_lsn` to `current_lsn`.
+    pub retained_bytes: Option<u64>,
+    /// `max_slot_wal_keep_size` in bytes; none when unlimited (-1) or unknown.
+    pub retained_limit: Option<u64>,
+    /// Bytes until the slot may be lost (`safe_wal_size`); none when there is no limit.
+    pub safe_bytes: Option<i64>,
+    /// WAL that PostgreSQL writes, bytes a second over about five minutes.
+    pub wal_per_second: Option<f64>,
+    /// Seconds until the slot may be lost at that rate; none without a limit or a rate.
+    pub seconds_to_loss: Option<u64>,
+    /// Bytes that logical decoding spilled to disk (`pg_stat_replication_slots.spill_bytes`).
+    pub spilled_bytes: Option<u64>,
+    /// Changes received since the start.
+    pub changes: u64,
+    /// Transactions received since the start.
+    pub transactions: u64,
+    /// Times the connection was made again.
+    pub reconnects: u32,
+}
+
+/// Events a second by operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    /// Rows copied and answered for.
+    pub snapshot: f64,
+    /// INSERTs.
+    pub insert: f64,
+    /// UPDATEs.
+    pub update: f64,
+    /// DELETEs.
+    pub delete: f64,
+}
+
+/// What an [`Event`] is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum EventKind {
+    /// A chunk was copied and answered for.
+    #[default]
+    Snapshot,
+    /// A row was inserted.
+    Insert,
+    /// A row was updated.
+    Update,
+    /// A row was deleted.
+    Delete,
+    /// A table was emptied.
+    Truncate,
+    /// Elasticsearch refused a document for good.
+    Reject,
+}
+
+/// One line of the event pane. `detail` may hold what the sink said and the key; the rest of the row is never here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts up; names the event for selection and deduplication.
+    pub seq: u64,
+    /// When it was answered for.
+    pub at: Micros,
+    /// What it is.
+    pub kind: EventKind,
+    /// Position in [`Status::tables`].
+    pub table: u32,
+    /// The document's id, cut to 40 bytes; for a chunk its number and count: `1590/1920`.
+    pub key: String,
+    /// Transaction id.
+    pub xid: Option<u32>,
+    /// Position of the commit.
+    pub lsn: Option<Lsn>,
+    /// Seconds from the commit (for a chunk: from its claim) to the answer of the sink.
+    pub latency: Option<f64>,
+    /// Rows of the chunk.
+    pub rows: Option<u64>,
+    /// Reason of a refusal.
+    pub detail: String,
+}
+
+/// How loud a [`Notice`] is. WARN: nothing was lost. ERROR: an operator is needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Level {
+    /// Told for the record.
+    #[default]
+    Info,
+    /// Nothing was lost.
+    Warn,
+    /// An operator is needed.
+    Error,
+}
+
+/// One line of the log pane.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Notice {
+    /// Counts up; names the notice for selection and deduplication.
+    pub seq: u64,
+    /// When.
+    pub at: Micros,
+    /// How loud.
+    pub level: Level,
+    /// One sentence.
+    pub text: String,
+}
+
+/// Documents refused for good, of one table for one reason.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rejection {
+    /// The index that refused.
+    pub index: String,
+    /// Error type and reason as Elasticsearch gave them, without the value.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+    /// First seen.
+    pub first: Micros,
+    /// Last seen.
+    pub last: Micros,
+    /// The id of the last one.
+    pub last_id: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(states: &str, done: u64, total: Option<u64>) -> TableStatus {
+        TableStatus {
+            state: TableState::Copying,
+            rows_done: done,
+            rows_total: total,
+            chunks: ChunkMap(states.bytes().collect()),
+            ..TableStatus::default()
+        }
+    }
+
+    #[test]
+    fn a_low_estimate_never_promises_the_end() {
+        assert_eq!(table("ddc", 500, Some(100)).progress(), Some(0.999));
+        assert_eq!(table("ddp", 50, Some(100)).progress(), Some(0.5));
+        assert_eq!(table("ddd", 50, Some(100)).progress(), Some(1.0));
+        assert_eq!(table("", 0, None).progress(), None);
+        assert_eq!(table("dp", 7, Some(0)).progress(), Some(0.5));
+    }
+
+    #[test]
+    fn chunks_travel_as_runs() {
+        let chunks = ChunkMap(b"ddddccp".to_vec());
+        let json = serde_json::to_string(&chunks).expect("a string");
+        assert_eq!(json, "\"d4c2p1\"");
+        assert_eq!(serde_json::from_str::<ChunkMap>(&json).expect("its own text"), chunks);
+        for bad in ["\"x4\"", "\"d\"", "\"4\"", "\"d99999999999\"", "\"d4 \""] {
+            assert!(serde_json::from_str::<ChunkMap>(bad).is_err(), "{bad}");
+        }
+    }
+}
