@@ -4,8 +4,18 @@
 
 pub mod change;
 pub mod config;
+pub mod demo;
 pub mod engine;
+pub mod http;
 pub mod lsn;
+pub mod mapping;
+pub mod postgres;
 pub mod problem;
+pub mod sink;
+pub mod snapshot;
+pub mod store;
+pub mod stream;
 pub mod table;
+pub mod telemetry;
 pub mod text;
+pub mod tui;

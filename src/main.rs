@@ -1,1 +1,3 @@
+//! The command `pgtide`.
+
 fn main() {}

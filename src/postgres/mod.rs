@@ -1,0 +1,1 @@
+//! The PostgreSQL side: connections, catalog, publication, slot, replication protocol.

@@ -1,0 +1,1 @@
+//! The Elasticsearch side: bulk bodies, their order, their answers.

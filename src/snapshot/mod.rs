@@ -1,0 +1,1 @@
+//! The copy: chunks, ledger, keeper, workers.

@@ -1,0 +1,1 @@
+//! The stream: transactions to actions, and what may be acknowledged.

@@ -1,0 +1,1 @@
+//! Metric names and handles, and the set-up of the log.
