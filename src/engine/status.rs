@@ -290,6 +290,10 @@ pub struct Sink {
     pub bulk_bytes: Option<u64>,
     /// Time from sending a bulk to its answer, over about the last minute.
     pub latency: Option<Latency>,
+    /// Milliseconds that the newest answer took.
+    pub last_latency: Option<f64>,
+    /// What each index was given since the start.
+    pub indices: Vec<IndexTotals>,
     /// Bulks on their way.
     pub in_flight: u32,
     /// How many may be.
@@ -306,6 +310,17 @@ pub struct Sink {
     pub superseded: u64,
     /// Why requests fail at the moment, and for how many attempts.
     pub trouble: Option<Trouble>,
+}
+
+/// What an index was given since the start: items answered for, superseded ones included.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexTotals {
+    /// The index or alias, as requests name it.
+    pub index: String,
+    /// `index` and `update` items.
+    pub indexed: u64,
+    /// `delete` items.
+    pub deleted: u64,
 }
 
 /// Milliseconds.
@@ -452,6 +467,10 @@ pub struct Replication {
     pub lag_bytes: Option<u64>,
     /// Seconds since the commit of the last transaction answered for; 0 while nothing is behind.
     pub lag_seconds: Option<f64>,
+    /// Seconds from the commit of the newest received transaction to its receipt.
+    pub cdc_latency: Option<f64>,
+    /// Seconds from the receipt of the newest answered transaction to the answer of the sink.
+    pub process_latency: Option<f64>,
     /// Bytes of WAL kept for the slot: from `restart_lsn` to `current_lsn`.
     pub retained_bytes: Option<u64>,
     /// `max_slot_wal_keep_size` in bytes; none when unlimited (-1) or unknown.
