@@ -13,6 +13,7 @@ pub mod postgres;
 pub mod problem;
 pub mod sink;
 pub mod snapshot;
+pub mod status;
 pub mod store;
 pub mod stream;
 pub mod table;
