@@ -1,1 +1,3 @@
 //! The PostgreSQL side: connections, catalog, publication, slot, replication protocol.
+
+pub mod pgoutput;
