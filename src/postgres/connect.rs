@@ -1,0 +1,304 @@
+//! Connections: where to, by which TLS, with which session settings.
+
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_postgres::Client;
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::config::{Cdc, SslMode};
+
+use super::PostgresError;
+use super::error::{chain, io_error};
+
+/// From the first packet to the end of the login.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Silence after which the peer is asked whether it is there.
+pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// Time between two such questions.
+pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How many of them go without an answer before the connection is given up.
+pub(super) const KEEPALIVE_RETRIES: u32 = 3;
+/// How long sent bytes may go unacknowledged.
+pub(super) const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+/// The settings that decide how values are printed, and those that could end a session or a query of ours. The
+/// encoder in [`text`](crate::text) relies on the former; every session has the same, whatever the server, the
+/// database or the role prefers.
+pub(super) const OPTIONS: &str = "-c datestyle=ISO,YMD -c intervalstyle=iso_8601 -c timezone=UTC -c extra_float_digits=3 \
+                                  -c bytea_output=hex -c client_encoding=UTF8 -c standard_conforming_strings=on \
+                                  -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 \
+                                  -c idle_session_timeout=0";
+
+/// Connects for SQL. `purpose` is a word for `pg_stat_activity`: the application's name is `pgtide <purpose>`.
+///
+/// The connection ends when the client is dropped. When the server ends it, [`Client::is_closed`] tells.
+///
+/// # Errors
+/// The server does not answer within 10 s, TLS or the login fail, a certificate's file cannot be read.
+pub async fn connect(cdc: &Cdc, purpose: &str) -> Result<Client, PostgresError> {
+    with_fallback(cdc, |ssl_mode| connect_by(cdc, purpose, ssl_mode)).await
+}
+
+/// Runs `attempt` by the mode that is in force. `prefer` goes without TLS where TLS does not come about, as libpq does.
+pub(super) async fn with_fallback<T, F>(cdc: &Cdc, attempt: impl Fn(SslMode) -> F) -> Result<T, PostgresError>
+where
+    F: Future<Output = Result<T, PostgresError>>,
+{
+    // There is no TLS on Unix sockets.
+    let ssl_mode = if is_socket(cdc) { SslMode::Disable } else { cdc.ssl_mode };
+    let attempt = &attempt;
+    let timed = |ssl_mode| async move {
+        let late = || PostgresError::Connect { address: address(cdc), source: io::ErrorKind::TimedOut.into() };
+        tokio::time::timeout(CONNECT_TIMEOUT, attempt(ssl_mode)).await.unwrap_or_else(|_| Err(late()))
+    };
+    let first = timed(ssl_mode).await;
+    match &first {
+        Err(PostgresError::Tls { .. }) if ssl_mode == SslMode::Prefer => timed(SslMode::Disable).await,
+        // pg_hba.conf may let this user in without TLS only.
+        Err(error) if ssl_mode == SslMode::Prefer && error.sqlstate() == Some("28000") => {
+            timed(SslMode::Disable).await.or(first)
+        }
+        _ => first,
+    }
+}
+
+async fn connect_by(cdc: &Cdc, purpose: &str, ssl_mode: SslMode) -> Result<Client, PostgresError> {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host(&cdc.host)
+        .port(cdc.port)
+        .user(&cdc.username)
+        .dbname(&cdc.database)
+        .application_name(application_name(purpose))
+        .options(OPTIONS)
+        .ssl_mode(match ssl_mode {
+            SslMode::Disable => tokio_postgres::config::SslMode::Disable,
+            SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => tokio_postgres::config::SslMode::Require,
+        })
+        .tcp_user_timeout(UNACKNOWLEDGED)
+        .keepalives_idle(KEEPALIVE_IDLE)
+        .keepalives_interval(KEEPALIVE_INTERVAL)
+        .keepalives_retries(KEEPALIVE_RETRIES);
+    if !cdc.password.0.is_empty() {
+        config.password(&cdc.password.0);
+    }
+    if ssl_mode == SslMode::Disable {
+        let (client, connection) =
+            config.connect(tokio_postgres::NoTls).await.map_err(|error| connect_error(cdc, error))?;
+        drive(connection, purpose);
+        return Ok(client);
+    }
+    let tls = MakeRustlsConnect::new(tls_config(cdc, ssl_mode)?);
+    let (client, connection) = config.connect(tls).await.map_err(|error| connect_error(cdc, error))?;
+    drive(connection, purpose);
+    Ok(client)
+}
+
+fn drive(connection: impl Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static, purpose: &str) {
+    let purpose = purpose.to_owned();
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(purpose, error = %PostgresError::from(error), "a connection to PostgreSQL ended");
+        }
+    });
+}
+
+fn connect_error(cdc: &Cdc, error: tokio_postgres::Error) -> PostgresError {
+    if error.as_db_error().is_some() {
+        return error.into();
+    }
+    let reason = chain(&error);
+    // The crate tells its kinds apart by their texts only.
+    if reason.starts_with("error performing TLS handshake") {
+        PostgresError::Tls { address: address(cdc), reason }
+    } else if let Some(source) = io_error(&error)
+        && !reason.starts_with("authentication error")
+    {
+        PostgresError::Connect { address: address(cdc), source: io::Error::new(source.kind(), source.to_string()) }
+    } else {
+        PostgresError::Login { address: address(cdc), reason }
+    }
+}
+
+pub(super) fn application_name(purpose: &str) -> String {
+    format!("pgtide {purpose}")
+}
+
+/// `cdc.host` is the folder of a Unix socket.
+pub(super) fn is_socket(cdc: &Cdc) -> bool {
+    cdc.host.starts_with('/')
+}
+
+/// Where the server is, for a person: `host:port`, or the socket's path.
+#[must_use]
+pub fn address(cdc: &Cdc) -> String {
+    if is_socket(cdc) {
+        format!("{}/.s.PGSQL.{}", cdc.host, cdc.port)
+    } else if cdc.host.contains(':') {
+        format!("[{}]:{}", cdc.host, cdc.port)
+    } else {
+        format!("{}:{}", cdc.host, cdc.port)
+    }
+}
+
+/// The TLS settings of both kinds of connections.
+///
+/// # Errors
+/// A file cannot be read or holds no certificate or key, or there are no authorities to check by.
+pub(super) fn tls_config(cdc: &Cdc, ssl_mode: SslMode) -> Result<ClientConfig, PostgresError> {
+    let provider = Arc::new(ring::default_provider());
+    let tls = |error: rustls::Error| PostgresError::Tls { address: address(cdc), reason: error.to_string() };
+    let verifier: Arc<dyn ServerCertVerifier> = match ssl_mode {
+        SslMode::Disable | SslMode::Prefer | SslMode::Require => Arc::new(Unchecked(provider.clone())),
+        SslMode::VerifyCa | SslMode::VerifyFull => {
+            let roots = Arc::new(roots(cdc)?);
+            let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
+                .build()
+                .map_err(|error| PostgresError::Tls { address: address(cdc), reason: error.to_string() })?;
+            if ssl_mode == SslMode::VerifyFull { verifier } else { Arc::new(AnyName(verifier)) }
+        }
+    };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(tls)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let (Some(certificate), Some(key)) = (&cdc.ssl_cert, &cdc.ssl_key) else {
+        return match (&cdc.ssl_cert, &cdc.ssl_key) {
+            (Some(_), None) => Err(certificate_error("cdc.sslCert", "cdc.sslKey is missing")),
+            (None, Some(_)) => Err(certificate_error("cdc.sslKey", "cdc.sslCert is missing")),
+            _ => Ok(builder.with_no_client_auth()),
+        };
+    };
+    let certificates = certificates("cdc.sslCert", certificate)?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable("cdc.sslKey", key, &error))?;
+    builder.with_client_auth_cert(certificates, key).map_err(|error| certificate_error("cdc.sslCert", error))
+}
+
+fn roots(cdc: &Cdc) -> Result<RootCertStore, PostgresError> {
+    let mut roots = RootCertStore::empty();
+    if let Some(path) = &cdc.ssl_root_cert {
+        for certificate in certificates("cdc.sslRootCert", path)? {
+            roots.add(certificate).map_err(|error| certificate_error("cdc.sslRootCert", error))?;
+        }
+    } else {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            let reason = "it is not given, and this system has no certificate authorities of its own";
+            return Err(certificate_error("cdc.sslRootCert", reason));
+        }
+    }
+    Ok(roots)
+}
+
+fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, PostgresError> {
+    let read = |error| unreadable(key, path, &error);
+    let found: Vec<_> = CertificateDer::pem_file_iter(path).map_err(read)?.collect::<Result<_, _>>().map_err(read)?;
+    if found.is_empty() {
+        return Err(certificate_error(key, format!("{} holds no certificate in PEM form", path.display())));
+    }
+    Ok(found)
+}
+
+fn unreadable(key: &'static str, path: &Path, error: &rustls_pki_types::pem::Error) -> PostgresError {
+    certificate_error(key, format!("{}: {}", path.display(), chain(error)))
+}
+
+fn certificate_error(key: &'static str, reason: impl ToString) -> PostgresError {
+    PostgresError::Certificate { key, reason: reason.to_string() }
+}
+
+/// `prefer` and `require`: whoever answers is taken, as libpq does.
+#[derive(Debug)]
+struct Unchecked(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Unchecked {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// `verify-ca`: signed by a known authority, for whatever host.
+#[derive(Debug)]
+struct AnyName(Arc<WebPkiServerVerifier>);
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        // The name is looked at last: whoever fails by it has passed all else.
+        match self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(ServerCertVerified::assertion()),
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}

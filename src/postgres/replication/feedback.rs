@@ -1,0 +1,214 @@
+//! The writing half of a streaming connection: standby status updates, whoever reads or does not read the other half.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut, BytesMut};
+use postgres_protocol::message::frontend;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::lsn::Lsn;
+
+use super::super::error::PostgresError;
+use super::super::pgoutput::POSTGRES_EPOCH;
+use super::socket::Socket;
+use super::closed;
+
+/// Between two updates when nothing happens.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Between two updates when positions are confirmed one after the other.
+const SHORTEST: Duration = Duration::from_millis(100);
+/// How long the end of a connection may take.
+const PARTING: Duration = Duration::from_secs(5);
+
+/// What the two halves of a connection know of each other.
+#[derive(Default)]
+pub(super) struct Link {
+    received: AtomicU64,
+    confirmed: AtomicU64,
+    sent: AtomicU64,
+    dead: AtomicBool,
+    ended: AtomicBool,
+    reply: Notify,
+    raised: Notify,
+    parting: Notify,
+    /// The reading half after its reader was dropped.
+    unread: Mutex<Option<ReadHalf<Socket>>>,
+}
+
+impl Link {
+    /// Has one caller, who calls with rising positions.
+    pub(super) fn received(&self, position: Lsn) {
+        self.received.store(position.0, Ordering::Relaxed);
+    }
+
+    pub(super) fn reply(&self) {
+        self.reply.notify_one();
+    }
+
+    pub(super) fn ended(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.parting.notify_one();
+    }
+
+    pub(super) fn give_back(&self, read: ReadHalf<Socket>) {
+        *self.unread.lock().unwrap_or_else(PoisonError::into_inner) = Some(read);
+        self.parting.notify_one();
+    }
+
+    fn take_unread(&self) -> Option<ReadHalf<Socket>> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Tells the server what is received and what may be forgotten: every second, when the server asks, and soon after
+/// [`Feedback::confirm`]. It does so whether or not anybody reads the stream.
+///
+/// The connection is closed, without a last word, when the last clone is dropped; [`Feedback::finish`] ends it properly.
+#[derive(Clone)]
+pub struct Feedback {
+    link: Arc<Link>,
+    finish: mpsc::Sender<oneshot::Sender<Result<(), PostgresError>>>,
+}
+
+impl Feedback {
+    /// Everything before `position` is durable elsewhere: the server may forget it. Never goes back.
+    pub fn confirm(&self, position: Lsn) {
+        if self.link.confirmed.fetch_max(position.0, Ordering::AcqRel) < position.0 {
+            self.link.raised.notify_one();
+        }
+    }
+
+    /// The newest position that was written to the server as confirmed. It has not said that it got it.
+    #[must_use]
+    pub fn confirmed_sent(&self) -> Lsn {
+        Lsn(self.link.sent.load(Ordering::Acquire))
+    }
+
+    /// Nothing is sent any more: the connection failed or was ended.
+    #[must_use]
+    pub fn dead(&self) -> bool {
+        self.link.dead.load(Ordering::Acquire)
+    }
+
+    /// Ends the connection: the newest confirmed position is sent and the stream closed. Waits up to 5 s for the server to
+    /// have taken it, for which the [`Reader`](super::Reader) has to be dropped or to read to the end.
+    ///
+    /// # Errors
+    /// The connection was lost before, or the server did not close it in time: the position may not have arrived.
+    pub async fn finish(self) -> Result<(), PostgresError> {
+        let lost = || PostgresError::Closed("it was lost before the last position was sent".to_owned());
+        let (answer, answered) = oneshot::channel();
+        self.finish.send(answer).await.map_err(|_| lost())?;
+        // A write that hangs keeps the task from hearing us.
+        match tokio::time::timeout(PARTING + SHORTEST, answered).await {
+            Ok(Ok(outcome)) => outcome,
+            _ => Err(lost()),
+        }
+    }
+}
+
+/// Starts the task that writes. Until a position is confirmed it confirms none, which changes nothing for the slot.
+pub(super) fn start(write: WriteHalf<Socket>) -> (Feedback, Arc<Link>) {
+    let link = Arc::new(Link::default());
+    let (finish, finished) = mpsc::channel(1);
+    tokio::spawn(run(write, link.clone(), finished));
+    (Feedback { link: link.clone(), finish }, link)
+}
+
+async fn run(
+    mut write: WriteHalf<Socket>,
+    link: Arc<Link>,
+    mut finished: mpsc::Receiver<oneshot::Sender<Result<(), PostgresError>>>,
+) {
+    let mut last = Instant::now();
+    let mut due = last + SHORTEST;
+    let end = loop {
+        // The end first, then what the server waits for, then what can wait.
+        tokio::select! {
+            biased;
+            answer = finished.recv() => break answer,
+            () = link.reply.notified() => {}
+            () = link.raised.notified() => {
+                due = due.min(last + SHORTEST);
+                continue;
+            }
+            () = tokio::time::sleep_until(due) => {}
+        }
+        if let Err(error) = update(&mut write, &link).await {
+            tracing::debug!(%error, "no standby status update can be sent any more");
+            break None;
+        }
+        last = Instant::now();
+        due = last + INTERVAL;
+    };
+    if let Some(answer) = end {
+        let parted = tokio::time::timeout(PARTING, part(write, &link)).await;
+        let late = || PostgresError::Closed("the server did not close it in time".to_owned());
+        // Nobody may wait for the answer any more.
+        let _ = answer.send(parted.unwrap_or_else(|_| Err(late())));
+    }
+    link.dead.store(true, Ordering::Release);
+    link.take_unread();
+}
+
+async fn update(write: &mut WriteHalf<Socket>, link: &Link) -> Result<(), PostgresError> {
+    let confirmed = link.confirmed.load(Ordering::Acquire);
+    write.write_all(&status_update(link.received.load(Ordering::Relaxed), confirmed)).await.map_err(closed)?;
+    write.flush().await.map_err(closed)?;
+    link.sent.store(confirmed, Ordering::Release);
+    Ok(())
+}
+
+/// The last update, then the end, then patience: closing a socket with unread bytes in it makes the kernel throw away
+/// what the server has not read yet, and that is the update.
+async fn part(mut write: WriteHalf<Socket>, link: &Link) -> Result<(), PostgresError> {
+    update(&mut write, link).await?;
+    let mut end = BytesMut::new();
+    frontend::copy_done(&mut end);
+    frontend::terminate(&mut end);
+    write.write_all(&end).await.map_err(closed)?;
+    write.flush().await.map_err(closed)?;
+    loop {
+        if let Some(mut unread) = link.take_unread() {
+            return drain(&mut unread).await;
+        }
+        if link.ended.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        link.parting.notified().await;
+    }
+}
+
+async fn drain(unread: &mut ReadHalf<Socket>) -> Result<(), PostgresError> {
+    let mut bytes = vec![0; 64 << 10];
+    loop {
+        match unread.read(&mut bytes).await {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            // A server that ends by TLS may leave out the farewell.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(closed(error)),
+        }
+    }
+}
+
+/// A CopyData message with a standby status update in it.
+fn status_update(received: u64, confirmed: u64) -> BytesMut {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    let now = i64::try_from(now).unwrap_or(i64::MAX) - POSTGRES_EPOCH;
+    let mut message = BytesMut::with_capacity(39);
+    message.put_u8(b'd');
+    message.put_i32(38);
+    message.put_u8(b'r');
+    message.put_u64(received.max(confirmed));
+    message.put_u64(confirmed);
+    message.put_u64(confirmed);
+    message.put_i64(now);
+    message.put_u8(0);
+    message
+}

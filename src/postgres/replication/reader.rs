@@ -1,0 +1,268 @@
+//! The reading half of a streaming connection.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use postgres_protocol::message::backend::Message;
+use tokio::io::{AsyncRead, ReadBuf, ReadHalf};
+use tokio::time::Instant;
+
+use crate::lsn::Lsn;
+
+use super::super::error::PostgresError;
+use super::super::pgoutput::POSTGRES_EPOCH;
+use super::feedback::Link;
+use super::socket::Socket;
+use super::{closed, protocol, server_error};
+
+/// Capacity of the buffer, unless a message is larger.
+const BUFFER: usize = 1 << 20;
+/// PostgreSQL's own limit of a message.
+const LONGEST_MESSAGE: usize = 1 << 30;
+/// How long bytes may gather in the kernel while much comes.
+const GATHER: Duration = Duration::from_millis(1);
+/// Reads that follow each other within [`QUICK`] before much is said to come.
+const QUICK_READS: u32 = 16;
+/// See [`QUICK_READS`].
+const QUICK: Duration = Duration::from_micros(500);
+/// Less than this gathered: not much comes any more.
+const MUCH: usize = 16 << 10;
+
+/// A message of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// A message of the output plugin, for [`decode`](super::super::pgoutput::decode).
+    Data {
+        /// Where in the log it belongs to; zero for some messages.
+        wal_start: Lsn,
+        /// How far the server's log is read.
+        wal_end: Lsn,
+        /// When it was sent, microseconds since 1970 by the server's clock.
+        sent_at: i64,
+        /// The message.
+        data: &'a [u8],
+    },
+    /// The server says that it is there.
+    KeepAlive {
+        /// Everything of this publication before here has been sent.
+        wal_end: Lsn,
+        /// The server wants a sign of life. [`Feedback`](super::Feedback) gives it by itself.
+        reply_requested: bool,
+    },
+}
+
+/// Reads the stream. Dropping it leaves the connection open until the last [`Feedback`](super::Feedback) is gone.
+pub struct Reader {
+    /// None only while it is being dropped.
+    read: Option<ReadHalf<Socket>>,
+    link: Arc<Link>,
+    buffer: Vec<u8>,
+    /// What is read and not taken yet: `buffer[start..end]`.
+    start: usize,
+    end: usize,
+    received: Lsn,
+    pace: Pace,
+}
+
+/// Whether to read at once or to let bytes gather. The server pays a wake-up for every message as long as its reader
+/// sleeps in the kernel, so a reader that keeps up too eagerly halves the server's speed. A single commit is read at once.
+struct Pace {
+    gather: bool,
+    quick_reads: u32,
+    last: Option<Instant>,
+}
+
+impl Pace {
+    fn note(&mut self, bytes: usize) {
+        let now = Instant::now();
+        if self.gather {
+            self.gather = bytes >= MUCH;
+            self.quick_reads = 0;
+        } else {
+            let quick = self.last.is_some_and(|last| now.duration_since(last) < QUICK);
+            self.quick_reads = if quick { self.quick_reads + 1 } else { 0 };
+            self.gather = bytes >= MUCH || self.quick_reads >= QUICK_READS;
+        }
+        self.last = Some(now);
+    }
+}
+
+impl Reader {
+    pub(super) fn new(read: ReadHalf<Socket>, link: Arc<Link>, received: &[u8]) -> Self {
+        let mut buffer = vec![0; BUFFER.max(received.len())];
+        buffer[..received.len()].copy_from_slice(received);
+        let pace = Pace { gather: false, quick_reads: 0, last: None };
+        Self { read: Some(read), link, buffer, start: 0, end: received.len(), received: Lsn::ZERO, pace }
+    }
+
+    /// The next message of those that are read already; none if no whole one is left: then [`Reader::fill`].
+    ///
+    /// # Errors
+    /// The server's error, the end of the stream, or what is no message. The connection is then of no use any more.
+    #[inline]
+    pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, PostgresError> {
+        loop {
+            let Some((tag, from, to)) = self.take()? else { return Ok(None) };
+            if tag != b'd' {
+                self.other(tag, from, to)?;
+                continue;
+            }
+            let (first, second, third) = match self.buffer[from..to].split_first_chunk::<25>() {
+                Some(([b'w', header @ ..], _)) => numbers(header),
+                _ => return self.keep_alive(from, to),
+            };
+            self.saw(Lsn(second));
+            return Ok(Some(Frame::Data {
+                wal_start: Lsn(first),
+                wal_end: Lsn(second),
+                sent_at: i64::from_ne_bytes(third.to_ne_bytes()).saturating_add(POSTGRES_EPOCH),
+                data: &self.buffer[from + 25..to],
+            }));
+        }
+    }
+
+    /// Takes the next whole message: its tag, and where its payload begins and ends.
+    #[inline]
+    fn take(&mut self) -> Result<Option<(u8, usize, usize)>, PostgresError> {
+        let Some((&[tag, a, b, c, d], _)) = self.buffer[self.start..self.end].split_first_chunk::<5>() else {
+            return Ok(None);
+        };
+        let length = u32::from_be_bytes([a, b, c, d]) as usize + 1;
+        if !(5..=LONGEST_MESSAGE).contains(&length) {
+            return Err(PostgresError::Protocol(format!("a message of {length} bytes")));
+        }
+        if self.end - self.start < length {
+            return Ok(None);
+        }
+        let from = self.start + 5;
+        self.start += length;
+        Ok(Some((tag, from, self.start)))
+    }
+
+    fn keep_alive(&mut self, from: usize, to: usize) -> Result<Option<Frame<'_>>, PostgresError> {
+        let (b'k', &[position @ .., _, _, _, _, _, _, _, _, reply]) = (match self.buffer[from..to].split_first() {
+            Some((&kind, rest)) => (kind, <&[u8; 17]>::try_from(rest).map_err(protocol)?),
+            None => return Err(PostgresError::Protocol("an empty replication message".to_owned())),
+        }) else {
+            return Err(PostgresError::Protocol("a replication message of unknown type".to_owned()));
+        };
+        let wal_end = Lsn(u64::from_be_bytes(position));
+        self.saw(wal_end);
+        if reply == 1 {
+            self.link.reply();
+        }
+        Ok(Some(Frame::KeepAlive { wal_end, reply_requested: reply == 1 }))
+    }
+
+    #[inline]
+    fn saw(&mut self, position: Lsn) {
+        if position > self.received {
+            self.received = position;
+            self.link.received(position);
+        }
+    }
+
+    /// What may come beside the stream.
+    #[cold]
+    fn other(&self, tag: u8, from: usize, to: usize) -> Result<(), PostgresError> {
+        match tag {
+            b'E' => match Message::parse(&mut BytesMut::from(&self.buffer[from - 5..to])).map_err(protocol)? {
+                Some(Message::ErrorResponse(body)) => Err(server_error(&body)?),
+                _ => Err(PostgresError::Protocol("an error that cannot be read".to_owned())),
+            },
+            // CopyDone, or the end of the command.
+            b'c' | b'C' | b'Z' => Err(PostgresError::Closed("the server ended the stream".to_owned())),
+            // Notices, settings, notifications.
+            b'N' | b'S' | b'A' => Ok(()),
+            other => Err(PostgresError::Protocol(format!(
+                "a message of the type {} in the stream",
+                char::from(other).escape_default()
+            ))),
+        }
+    }
+
+    /// Waits for more bytes. While much comes it lets them gather for a millisecond first. May be dropped at any time
+    /// without loss.
+    ///
+    /// # Errors
+    /// The connection ended.
+    pub async fn fill(&mut self) -> Result<(), PostgresError> {
+        self.make_room();
+        if self.pace.gather {
+            tokio::time::sleep(GATHER).await;
+        }
+        let Self { read: Some(read), buffer, end, .. } = self else {
+            return Err(PostgresError::Closed("it is being given up".to_owned()));
+        };
+        let before = *end;
+        // Several reads: TLS hands out a record at a time.
+        let outcome = poll_fn(|context| {
+            while *end < buffer.len() {
+                let mut unfilled = ReadBuf::new(&mut buffer[*end..]);
+                match Pin::new(&mut *read).poll_read(context, &mut unfilled) {
+                    Poll::Ready(Ok(())) if unfilled.filled().is_empty() => {
+                        return Poll::Ready(Err(PostgresError::Closed("the server closed it".to_owned())));
+                    }
+                    Poll::Ready(Ok(())) => *end += unfilled.filled().len(),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(closed(error))),
+                    Poll::Pending if *end == before => return Poll::Pending,
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await;
+        let bytes = self.end - before;
+        self.pace.note(bytes);
+        match outcome {
+            // The end is found again by the next call, after what came before it.
+            Err(_) if bytes > 0 => Ok(()),
+            Err(error) => {
+                self.link.ended();
+                Err(error)
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Makes room for the rest of the message that has begun, or for more messages.
+    fn make_room(&mut self) {
+        let left = self.end - self.start;
+        let wanted = match self.buffer[self.start..self.end] {
+            // The server's own limit is checked when the message is taken.
+            [_, a, b, c, d, ..] => (u32::from_be_bytes([a, b, c, d]) as usize + 1).min(LONGEST_MESSAGE),
+            _ => 5,
+        };
+        if wanted > self.buffer.len() || (self.buffer.len() > BUFFER && left.max(wanted) <= BUFFER / 2) {
+            // A whole message, and as much again of what follows it, up to the usual size.
+            let mut buffer = vec![0; if wanted > BUFFER / 2 { wanted + BUFFER } else { BUFFER }];
+            buffer[..left].copy_from_slice(&self.buffer[self.start..self.end]);
+            self.buffer = buffer;
+        } else if left == 0 || self.buffer.len() - self.end < (wanted.saturating_sub(left)).max(BUFFER / 2) {
+            self.buffer.copy_within(self.start..self.end, 0);
+        } else {
+            return;
+        }
+        (self.start, self.end) = (0, left);
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if let Some(read) = self.read.take() {
+            self.link.give_back(read);
+        }
+    }
+}
+
+/// Three numbers in network order.
+#[inline]
+fn numbers(header: &[u8; 24]) -> (u64, u64, u64) {
+    let (numbers, _) = header.as_chunks::<8>();
+    let number = |at: usize| u64::from_be_bytes(numbers[at]);
+    (number(0), number(1), number(2))
+}
