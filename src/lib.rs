@@ -6,6 +6,7 @@ pub mod change;
 pub mod config;
 pub mod demo;
 pub mod engine;
+pub mod gate;
 pub mod http;
 pub mod lsn;
 pub mod mapping;

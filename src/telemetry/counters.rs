@@ -1,7 +1,7 @@
 //! Live figures that the copy and the stream write and the status reads. Nothing here ever waits for a reader.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -109,6 +109,12 @@ impl TableCounters {
         }
     }
 
+    /// How many chunks the present copy has.
+    #[must_use]
+    pub fn chunk_count(&self) -> usize {
+        lock(&self.copy).chunks.len()
+    }
+
     /// The chunks as they stand.
     #[must_use]
     pub fn chunks(&self) -> ChunkMap {
@@ -177,7 +183,16 @@ pub struct Counters {
     pub transactions: AtomicU64,
     /// Times that the replication connection was made again.
     pub reconnects: AtomicU32,
-    /// Changes read and not answered for yet, on the stream's side.
+    /// The newest position received; 0 before there is one.
+    pub received_lsn: AtomicU64,
+    /// The newest position that may be confirmed: everything before it has been answered for; 0 before there is one.
+    pub confirmed_lsn: AtomicU64,
+    /// Commit time of the oldest transaction that is not answered for; 0 while there is none.
+    pub oldest_commit: AtomicI64,
+    /// Microseconds from the commit of the newest received transaction to its receipt; negative before there is one.
+    pub cdc_latency: AtomicI64,
+    /// Microseconds from the receipt of the newest answered transaction to its answer; negative before there is one.
+    pub process_latency: AtomicI64,
     events: Mutex<Events>,
     notices: Mutex<Notices>,
 }
@@ -209,6 +224,11 @@ impl Counters {
             changes: AtomicU64::new(0),
             transactions: AtomicU64::new(0),
             reconnects: AtomicU32::new(0),
+            received_lsn: AtomicU64::new(0),
+            confirmed_lsn: AtomicU64::new(0),
+            oldest_commit: AtomicI64::new(0),
+            cdc_latency: AtomicI64::new(-1),
+            process_latency: AtomicI64::new(-1),
             events: Mutex::new(Events { sampled: 1, ..Events::default() }),
             notices: Mutex::new(Notices::default()),
         }
