@@ -46,7 +46,8 @@ impl Installation {
 }
 
 /// `$PGTIDE_PG_BIN`, else the first of PATH, else the newest of the usual folders, else one that is fetched.
-/// `PGTIDE_PG_FETCH=always` fetches without looking.
+/// With
+/// `PGTIDE_PG_FETCH=always` the fetched one without looking.
 pub(super) async fn find(account: &Account, step: &OnStep) -> Result<Installation, ServerError> {
     if let Some(folder) = std::env::var_os("PGTIDE_PG_BIN").filter(|value| !value.is_empty()) {
         let path = PathBuf::from(folder);

@@ -1,6 +1,9 @@
 //! A PostgreSQL of our own in a temporary folder, and a workload on it.
 //!
-//! [`Server`] is a real server: found on this machine, or fetched. It goes when its owner goes.
+//! [`Server`] is a real server. Its programs are those of the folder `$PGTIDE_PG_BIN`, else the first PostgreSQL 14 or
+//! newer on PATH, else the newest one in the usual folders; where there is none, a build is fetched and kept in the
+//! cache folder (`~/.cache/pgtide/postgresql`). With `PGTIDE_PG_FETCH=always` that build is used whatever is installed.
+//! As root the server runs as the user `postgres`, else `nobody`. It goes when its owner goes, however that ends.
 
 mod account;
 mod binaries;

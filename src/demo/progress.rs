@@ -36,7 +36,7 @@ impl Bars {
         })
     }
 
-    /// For [`seed`](super::seed): rows done, rows in all.
+    /// For [`seed`](super::seed()): rows done, rows in all.
     pub fn on_rows(&self) -> impl Fn(u64, u64) + Send + Sync + use<> {
         let bar = self.bar.clone();
         move |done, total| {

@@ -81,8 +81,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Removes what killed processes left behind, finds PostgreSQL (or fetches it, see [`Installation`]), creates a
-    /// cluster in a temporary folder and starts the server; returns when it accepts connections.
+    /// Removes what killed processes left behind, finds PostgreSQL (or fetches it, see the
+    /// [module](super)), creates a cluster in a temporary folder and starts the server; returns when it accepts connections.
     ///
     /// # Errors
     /// No PostgreSQL to be had, or it does not start: the error carries the end of its log. Nothing stays behind.

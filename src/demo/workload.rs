@@ -31,7 +31,8 @@ const UPDATES: f64 = 0.35;
 pub struct WorkloadOptions {
     /// Changed rows a second, over both tables; 0 rests.
     pub rate: u32,
-    /// The same seed draws the same values; none draws others each time.
+    /// The same seed draws from the same sequence; none from another each time. How many changes are made at once depends
+    /// on the clock, so two histories of a seed are alike but not equal.
     pub seed: Option<u64>,
 }
 
