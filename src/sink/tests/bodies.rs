@@ -84,7 +84,7 @@ fn long_and_broken_ids_become_hashes_and_stay_apart() {
     assert_eq!(hash.len(), 64);
     assert!(hash.bytes().all(|byte| byte.is_ascii_hexdigit()));
     assert_ne!(document_id(b"\xff"), document_id(b"\xfe"));
-    // sha256("abc"), so that other programs find the same document.
+    // As `sha256sum` gives it, so that other programs find the same document.
     assert_eq!(document_id(&[0xFF]).as_ref(), "a8100ae6aa1940d0b663bb31cd466142ebbdbd5187131b92d93818987832eb89");
     let mut body = Body::default();
     body.delete(&Target::new("i", 0), "x".repeat(513).as_bytes(), 1);
