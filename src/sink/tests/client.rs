@@ -58,10 +58,13 @@ async fn refusals_say_what_to_do() {
     assert!(problem.transient);
     assert!(!format!("{problem:?}").contains("hush"), "{problem:?}");
 
-    let server = Server::start(|_, _| Reply::Hangup).await;
-    let https = server.url.replace("http:", "https:");
+    // Speaks no TLS.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let https = format!("https://{}", listener.local_addr().unwrap());
+    let task = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
     let error = Client::new(&config(&https)).unwrap().info().await.unwrap_err();
     assert!(matches!(error, SinkError::Unreachable { .. }), "{error:?}");
+    task.abort();
 
     for urls in [vec![], vec!["localhost:9200".to_owned()], vec!["ftp://x".to_owned()], vec!["http://".to_owned()]] {
         let config = crate::config::Elasticsearch { urls, ..config("") };
