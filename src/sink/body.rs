@@ -84,7 +84,7 @@ pub(super) fn hash_index(index: &str) -> u64 {
 }
 
 pub(super) fn hash_id(seed: u64, id: &[u8]) -> u64 {
-    let mut hasher = foldhash::fast::FixedState::with_seed(seed).build_hasher();
+    let mut hasher = foldhash::quality::FixedState::with_seed(seed).build_hasher();
     hasher.write(id);
     hasher.finish()
 }

@@ -179,7 +179,7 @@ impl Sink {
             let wait = match self.attempt(&part).await {
                 Step::Judged(judged) => {
                     if !judged.refused.is_empty() {
-                        self.bury(&part, &judged.refused, judged.letters, &mut trouble).await;
+                        self.bury(&part, &judged.refused, judged.letters).await;
                         delivered.rejected += judged.refused.len() as u64;
                     }
                     stats.settled(&part, &judged.tally);
@@ -200,7 +200,7 @@ impl Sink {
                     let error = ErrorText { kind: kind.into(), reason: reason.into() };
                     let mut judged = Judged::default();
                     refuse(&mut judged, &part, 0, status, Some(&error));
-                    self.bury(&part, &judged.refused, judged.letters, &mut trouble).await;
+                    self.bury(&part, &judged.refused, judged.letters).await;
                     delivered.rejected += 1;
                     None
                 }
@@ -257,7 +257,8 @@ impl Sink {
     }
 
     /// Writes refused items to the dead-letter file, however often it takes, and only then counts them.
-    async fn bury(&self, part: &Parcel, refused: &[Refused], letters: Vec<u8>, trouble: &mut TroubleGuard) {
+    async fn bury(&self, part: &Parcel, refused: &[Refused], letters: Vec<u8>) {
+        let mut trouble = self.trouble();
         let letters = Arc::new(letters);
         let mut backoff = self.backoff();
         while let Err(error) = self.inner.dead_letters.append(Arc::clone(&letters)).await {

@@ -21,6 +21,8 @@ mod lanes;
 mod response;
 mod stats;
 mod sweep;
+#[cfg(test)]
+mod tests;
 
 pub use body::{Body, Target, document_id};
 pub use client::{Answer, Client, Content, ServerInfo};

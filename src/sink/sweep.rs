@@ -44,11 +44,15 @@ struct Page<'a> {
     #[serde(rename = "_scroll_id", borrow)]
     scroll: Option<Cow<'a, str>>,
     #[serde(default)]
+    hits: Hits,
+}
+
+#[derive(Deserialize)]
+struct Coverage {
+    #[serde(default)]
     timed_out: bool,
     #[serde(rename = "_shards")]
     shards: Option<Shards>,
-    #[serde(default)]
-    hits: Hits,
 }
 
 #[derive(Deserialize)]
@@ -191,7 +195,7 @@ fn incomplete(answer: &Answer) -> Option<String> {
     if answer.status == 404 {
         return None;
     }
-    let Ok(page) = serde_json::from_slice::<Page<'_>>(&answer.body) else {
+    let Ok(page) = serde_json::from_slice::<Coverage>(&answer.body) else {
         return Some("its JSON is cut short or not as expected".to_owned());
     };
     let failed = page.shards.map_or(0, |shards| shards.failed);
