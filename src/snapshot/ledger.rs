@@ -256,6 +256,36 @@ impl Ledger {
         Ok(())
     }
 
+    /// Marks the job as one that is to be done again from its beginning, whatever of it is done.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn reopen_job(&self) -> Result<(), Problem> {
+        self.client
+            .execute(
+                "UPDATE public.cdc_snapshot_job SET completed = FALSE, writer = NULL WHERE slot_name = $1",
+                &[&self.job],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// A table has chunks that are not completed.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn has_pending(&self, table: &TableId) -> Result<bool, Problem> {
+        let row = self
+            .client
+            .query_one(
+                "SELECT EXISTS (SELECT FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND table_schema = $2
+                                AND table_name = $3 AND status <> 'completed')",
+                &[&self.job, &table.schema, &table.name],
+            )
+            .await?;
+        Ok(row.get(0))
+    }
+
     /// Forgets the chunks of a table: what it had is no longer part of the job.
     ///
     /// # Errors
