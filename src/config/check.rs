@@ -117,7 +117,8 @@ pub(super) fn whole(config: &mut Config, context: &Context<'_>) {
     if config.cdc.debug_mode {
         context.warn("cdc.debugMode", "without effect: there is no pprof endpoint");
     }
-    if !config.elasticsearch.password.0.is_empty() && config.elasticsearch.username.is_empty() {
+    let sink = &config.elasticsearch;
+    if !sink.password.0.is_empty() && sink.username.is_empty() {
         context.refuse("elasticsearch.username", "missing: a password is given, but no user");
     }
 }
@@ -213,6 +214,7 @@ fn publication(config: &Config, context: &Context<'_>) {
 
 fn mapping(config: &mut Config, context: &Context<'_>) {
     const PATH: &str = "elasticsearch.tableIndexMapping";
+    let copy_only = config.mode() == Mode::SnapshotOnly;
     let (published, copied) = (&config.cdc.publication.tables, &config.cdc.snapshot.tables);
     let declared = || published.iter().chain(copied).map(|table| &table.id);
     let mapping = &mut config.elasticsearch.table_index_mapping;
@@ -223,7 +225,7 @@ fn mapping(config: &mut Config, context: &Context<'_>) {
         }
     }
     // Without a list of tables the publication, made by somebody else, decides.
-    if declared().next().is_some() && !(published.is_empty() && config.cdc.snapshot.mode != Mode::SnapshotOnly) {
+    if declared().next().is_some() && (copy_only || !published.is_empty()) {
         for table in mapping.keys().filter(|table| !declared().any(|id| id == *table)) {
             let message =
                 "the table is in neither publication.tables nor snapshot.tables: list it, or remove the entry";

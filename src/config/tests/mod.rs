@@ -310,6 +310,28 @@ fn json_is_read_as_well() {
 }
 
 #[test]
+fn files_of_other_systems_are_read() {
+    let expected = parse(SMALL).unwrap();
+    assert_eq!(parse(&SMALL.replace('\n', "\r\n")).unwrap(), expected);
+    assert_eq!(parse(&format!("\u{feff}{SMALL}")).unwrap(), expected);
+}
+
+#[test]
+fn without_a_list_of_tables_the_publication_decides_unless_only_a_copy_is_asked_for() {
+    let copy = |mode: &str| {
+        let snapshot = format!("  host: h\n  snapshot: {{enabled: true, mode: {mode}, tables: [{{name: books}}]}}\n");
+        parse(&SMALL.replace("  host: h\n", &snapshot))
+    };
+    assert!(copy("initial").is_ok());
+    let error = copy("snapshot_only").unwrap_err().to_string();
+    assert!(error.contains("public.users: the table is in neither"), "{error}");
+    let only = "cdc: {host: h, username: u, database: d, snapshot: {enabled: true, mode: snapshot_only, tables: [{name: users}]}}\n\
+                elasticsearch: {urls: [http://h:9200], tableIndexMapping: {users: users}}";
+    let config = parse(only).unwrap().config;
+    assert_eq!((config.mode(), config.cdc.slot.name.as_str()), (Mode::SnapshotOnly, ""));
+}
+
+#[test]
 fn references_reach_any_value_and_never_become_yaml() {
     let text = SMALL.replace(
         "  host: h\n",
