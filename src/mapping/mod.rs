@@ -9,6 +9,7 @@ pub use document_id::write_id;
 
 use crate::change::{Change, Field, Handler, Operation, Row};
 use crate::lsn::Lsn;
+use crate::problem::{Problem, ProblemKind};
 use crate::sink::{Body, Target};
 use crate::table::{Column, TableId};
 use crate::text::Encoder;
@@ -77,13 +78,16 @@ impl Shape {
     }
 }
 
-/// Passes a change to an embedder's handler and writes its actions.
-///
-/// `delete_filter` is asked for the id of each index action: true leaves the action out (a resnapshot's row that was
-/// deleted meanwhile). `deleted` hears of the id of each delete action.
-///
-/// # Errors
-/// An action cannot be written.
+/// A handler's action that does not serialise to JSON.
+pub(crate) fn unwritable(error: serde_json::Error) -> Problem {
+    Problem::new(
+        ProblemKind::Internal,
+        format!("the handler gave an action that cannot be written as JSON: {error}"),
+        "Mend the handler: maps need keys that are strings, and numbers must be finite.",
+    )
+}
+
+/// A change on its way to an embedder's handler.
 pub struct Handled<'a> {
     /// The embedder's code.
     pub handler: &'a Arc<dyn Handler>,

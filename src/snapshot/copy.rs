@@ -22,7 +22,7 @@ use crate::change::{ActionBody, Field, Handler, Operation, Row};
 use crate::config::Cdc;
 use crate::gate::{Gate, Pass};
 use crate::lsn::Lsn;
-use crate::mapping::{Handled, Shape, TableMapping, write_row};
+use crate::mapping::{Handled, Shape, TableMapping, unwritable, write_row};
 use crate::postgres::connect::connect;
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::{Body, Sink};
@@ -275,7 +275,7 @@ impl Worker {
                 if matches!(action.body, ActionBody::Index(_)) && copying.deletes.as_ref().is_some_and(gone) {
                     continue;
                 }
-                self.body.action(&table.mapping.target, &action, copying.version).map_err(Problem::from)?;
+                self.body.action(&table.mapping.target, &action, copying.version).map_err(unwritable)?;
             }
             return Ok(());
         }

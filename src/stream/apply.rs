@@ -12,7 +12,7 @@ use super::relations::{Relation, Relations};
 use super::tracker::Tracker;
 use crate::change::{Action, ActionBody, Field, Handler, Operation, Row};
 use crate::lsn::Lsn;
-use crate::mapping::{Handled, TableMapping, write_row};
+use crate::mapping::{Handled, TableMapping, unwritable, write_row};
 use crate::postgres::pgoutput::{Message, Old, Oids, Tuple, decode, system_time};
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::{Lanes, Sink};
@@ -322,8 +322,8 @@ impl Applier {
             if matches!(action.body, ActionBody::Delete) {
                 self.resnapshots.deleted(mapping.number, action.id.as_bytes(), commit.0);
             }
-            let body = self.lanes.body_for(&mapping.target, action.id.as_bytes(), commit);
-            body.action(&mapping.target, action, commit.0).map_err(Problem::from)?;
+            let body = self.lanes.body_for_action(&mapping.target, action, commit);
+            body.action(&mapping.target, action, commit.0).map_err(unwritable)?;
             self.id.clear();
             self.id.extend_from_slice(action.id.as_bytes());
         }

@@ -94,6 +94,7 @@ async fn read(
     stop: &CancellationToken,
 ) -> Result<(), Problem> {
     let mut pass = gate.enter();
+    let answered = applier.lanes.answered();
     loop {
         applier.new_read();
         while let Some(frame) = reader.next_frame()? {
@@ -129,7 +130,7 @@ async fn read(
                     () = pass.wait() => {}
                 }
             }
-            () = applier.lanes.wait_answer() => {}
+            () = answered.notified() => {}
             filled = reader.fill() => filled?,
         }
     }
