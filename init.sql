@@ -1,9 +1,5 @@
-<<<<<<< HEAD
--- The tables of the demo: 1,000 users and 500 books, the same on every run.
-=======
 -- Two tables to try pgtide on: 1,000 users and 500 books, the same rows every time.
 -- Plain SQL without psql's commands, so that any client can send it in one piece.
->>>>>>> config
 
 CREATE TABLE users (
     id serial PRIMARY KEY,
@@ -18,32 +14,12 @@ CREATE TABLE books (
     id serial PRIMARY KEY,
     title text NOT NULL,
     author text,
-<<<<<<< HEAD
-    price numeric(10, 2),
-=======
     price numeric(10,2),
->>>>>>> config
     published date,
     in_stock boolean NOT NULL DEFAULT true
 );
 
 INSERT INTO users (name, email, age, created_at, bio)
-<<<<<<< HEAD
-SELECT 'User ' || i,
-       CASE WHEN i % 10 <> 0 THEN 'user' || i || '@example.com' END,
-       CASE WHEN i % 7 <> 0 THEN 18 + i % 60 END,
-       timestamptz '2024-01-01 00:00:00+00' + i * interval '1 minute',
-       'Reads, writes and waits for the tide ' || i % 97
-FROM generate_series(1, 1000) AS i;
-
-INSERT INTO books (title, author, price, published, in_stock)
-SELECT 'Book ' || i,
-       'Author ' || i % 50,
-       (5 + i % 40) + 0.99,
-       date '1990-01-01' + (i * 17) % 12000,
-       i % 5 <> 0
-FROM generate_series(1, 500) AS i;
-=======
 SELECT
     first || ' ' || last,
     -- One in 20 has told no address.
@@ -76,4 +52,3 @@ CROSS JOIN LATERAL (
         (ARRAY['Ursula Green', 'Tomas Hale', 'Ines Moreau', 'Kofi Mensah', 'Yuki Tanaka', 'Elif Demir', 'Olga Petrova'])[1 + n % 7] AS author
 ) AS words
 ORDER BY n;
->>>>>>> config

@@ -147,6 +147,21 @@ pub struct Table {
     pub query_condition: Option<String>,
 }
 
+impl Table {
+    /// All rows and columns of a table, its replica identity left as it is.
+    #[must_use]
+    pub fn new(id: TableId) -> Self {
+        Self {
+            id,
+            replica_identity: None,
+            columns: Vec::new(),
+            partitioned: false,
+            strategy: Strategy::Auto,
+            query_condition: None,
+        }
+    }
+}
+
 /// `replicaIdentity`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplicaIdentity {

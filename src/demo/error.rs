@@ -80,7 +80,7 @@ pub enum ServerError {
     #[error("the system gives no random bytes")]
     NoRandomness,
     /// The server refused.
-    #[error("PostgreSQL: {0}")]
+    #[error("PostgreSQL: {}", .0.as_db_error().map_or_else(|| .0.to_string(), ToString::to_string))]
     Sql(#[from] tokio_postgres::Error),
 }
 

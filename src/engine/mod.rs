@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 
 pub use control::{Answer, Command, Commands, Control};
 
-use self::shared::Shared;
+use self::shared::{Liveness, Shared};
 use crate::change::Handler;
 use crate::config::Config;
 use crate::mapping::TableMapping;
@@ -133,16 +133,11 @@ impl Engine {
 
     /// Ends once every table is live and what was committed before the stream began has been answered for; or the
     /// pipeline has ended.
-    pub async fn live(&self) {
+    pub fn live(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut live = self.shared.live.subscribe();
-        loop {
-            if *live.borrow_and_update() || self.task.is_finished() {
-                return;
-            }
-            tokio::select! {
-                changed = live.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(std::time::Duration::from_millis(100)) => {}
-            }
+        async move {
+            // The sender is gone only with the pipeline.
+            let _ = live.wait_for(|live| *live != Liveness::NotYet).await;
         }
     }
 

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::control::{Answer, Command, Commands};
 use super::monitor;
-use super::shared::Shared;
+use super::shared::{Liveness, Shared};
 use crate::config::{Config, Mode};
 use crate::lsn::Lsn;
 use crate::postgres::connect::connect;
@@ -52,12 +52,14 @@ pub(super) async fn supervise(shared: Arc<Shared>, mut commands: Commands) -> Re
     match outcome {
         Ok(()) => {
             shared.set_phase(Phase::Stopped, None);
+            shared.live.send_replace(Liveness::Ended);
             sampler.abort();
             Ok(())
         }
         Err(problem) => {
             shared.counters.notice(Level::Error, format!("{}. {}", problem.message, problem.hint));
             shared.set_phase(Phase::Failed, Some(problem.clone()));
+            shared.live.send_replace(Liveness::Ended);
             // The screen shows why until somebody leaves it.
             while shared.options.wait_when_failed && !stop.is_cancelled() {
                 tokio::select! {

@@ -30,6 +30,17 @@ pub(super) struct PhaseState {
     pub(super) attempts: u32,
 }
 
+/// What waits for all tables to be live has to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Liveness {
+    /// Something is to be copied, or the backlog of the start is not empty.
+    NotYet,
+    /// Every table was live with an empty backlog.
+    Live,
+    /// The pipeline has ended.
+    Ended,
+}
+
 /// How long copies have taken.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct CopyClock {
@@ -54,8 +65,7 @@ pub(super) struct Shared {
     pub(super) sampled: Mutex<Sampled>,
     pub(super) copy: Mutex<CopyClock>,
     pub(super) held: watch::Sender<Option<Instant>>,
-    /// True once every table is live and the backlog of the start is empty, or the copy of `snapshot_only` is done.
-    pub(super) live: watch::Sender<bool>,
+    pub(super) live: watch::Sender<Liveness>,
     catch_up: AtomicU64,
     ready: AtomicBool,
     ever_ready: AtomicBool,
@@ -83,7 +93,7 @@ impl Shared {
             sampled: Mutex::new(Sampled::default()),
             copy: Mutex::new(CopyClock::default()),
             held: watch::Sender::new(None),
-            live: watch::Sender::new(false),
+            live: watch::Sender::new(Liveness::NotYet),
             catch_up: AtomicU64::new(u64::MAX),
             ready: AtomicBool::new(false),
             ever_ready: AtomicBool::new(false),
@@ -178,7 +188,7 @@ impl Shared {
             }
         }
         self.set_phase(Phase::Streaming, None);
-        self.live.send_replace(true);
+        self.live.send_replace(Liveness::Live);
     }
 
     pub(super) fn copy_begins(&self) {

@@ -308,6 +308,18 @@ impl Client {
         }
     }
 
+    /// Removes an index. One that does not exist is no error.
+    ///
+    /// # Errors
+    /// As [`Client::send`], and any status but 2xx and 404.
+    pub async fn delete_index(&self, index: &str) -> Result<(), SinkError> {
+        let answer = self.send(Method::DELETE, &[index], &[], Content::Empty).await?;
+        match answer.status {
+            200..=299 | 404 => Ok(()),
+            _ => Err(answer.into_error()),
+        }
+    }
+
     /// Documents of the index that a search sees (refresh first); none when there is no such index.
     ///
     /// # Errors
