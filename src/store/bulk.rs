@@ -484,7 +484,7 @@ mod tests {
         assert_eq!(send(&catalog, Some("items.*.error"), body), json!({}));
         assert_eq!(send(&catalog, Some("errors"), body), json!({"errors": false}));
         let answer = send(&catalog, Some("-took,-items.*._shards"), body);
-        assert_eq!(answer["items"][0]["index"]["_version"], 2);
+        assert_eq!(answer["items"][0]["index"]["_version"], 4);
         assert!(answer.get("took").is_none() && answer["items"][0]["index"].get("_shards").is_none());
     }
 
