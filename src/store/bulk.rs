@@ -1,5 +1,6 @@
 //! `_bulk`: applies actions in their order and writes the answer as it goes.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -48,15 +49,18 @@ pub(super) fn bulk(catalog: &Catalog, demands: &Demands<'_>, body: &[u8]) -> Res
         {
             run.push(next);
         }
-        apply_run(catalog, demands, run.drain(..), &mut answer);
+        let name = run[0].index.clone();
+        let name = name.as_deref().or(demands.index).unwrap_or_default();
+        apply_run(catalog, demands, name, run.drain(..), &mut answer);
     }
     Ok((answer.finish(started), count))
 }
 
-/// Applies actions that name the same index.
+/// Applies actions that all name the index `name`.
 fn apply_run<'a>(
     catalog: &Catalog,
     demands: &Demands<'_>,
+    name: &str,
     run: impl ExactSizeIterator<Item = Action<'a>>,
     answer: &mut Answer<'_>,
 ) {
@@ -64,17 +68,16 @@ fn apply_run<'a>(
     // What needs no lock is done before it is taken.
     let mut prepared = Vec::with_capacity(run.len());
     for action in run {
-        let name = action.index.as_deref().or(demands.index).unwrap_or_default().to_owned();
-        let id = action.id.as_deref().map_or_else(|| random_id(20), str::to_owned);
+        let id = action.id.clone().unwrap_or_else(|| Cow::Owned(random_id(20)));
         if let Some(failure) = (demands.reject)(&id) {
-            prepared.push((action.kind, name, id, Err(failure)));
+            prepared.push((action.kind, id, Err(failure)));
             continue;
         }
         if target.is_none() {
             let external = matches!(action.versioning, Versioning::External(_) | Versioning::ExternalGte(_));
             let creates = demands.auto_create && (action.kind != Kind::Delete || external);
             let require_alias = action.require_alias.unwrap_or(demands.require_alias);
-            match catalog.write_target(&name, creates, require_alias) {
+            match catalog.write_target(name, creates, require_alias) {
                 Ok(index) => {
                     let rules = index.meta().write_rules();
                     target = Some((index, rules));
@@ -83,26 +86,27 @@ fn apply_run<'a>(
                     if !demands.auto_create && failure.kind == "index_not_found_exception" && !require_alias {
                         failure.reason += " and [action.auto_create_index] is [false]";
                     }
-                    prepared.push((action.kind, name, id, Err(failure)));
+                    prepared.push((action.kind, id, Err(failure)));
                     continue;
                 }
             }
         }
         let Some((index, rules)) = &target else { continue };
         let step = prepare(&action, &id, demands, rules, index);
-        prepared.push((action.kind, index.name.clone(), id, step));
+        prepared.push((action.kind, id, step));
     }
     let now = Instant::now();
     let mut documents = target.as_ref().map(|(index, rules)| (index.documents(), index, rules));
-    for (kind, name, id, step) in prepared {
+    let name = target.as_ref().map_or(name, |(index, _)| index.name.as_str());
+    for (kind, id, step) in prepared {
         let (result, uuid) = match (&mut documents, step) {
             (Some((documents, index, rules)), Ok(step)) => {
                 (apply(documents, &id, step, rules, now), Some(index.uuid.as_str()))
             }
             (held, Err(failure)) => (Err(failure), held.as_ref().map(|(_, index, _)| index.uuid.as_str())),
-            (None, Ok(_)) => (Err(Failure::no_index(&name)), None),
+            (None, Ok(_)) => (Err(Failure::no_index(name)), None),
         };
-        answer.item(kind, &name, &id, uuid, &result);
+        answer.item(kind, name, &id, uuid, &result);
     }
 }
 
@@ -484,7 +488,7 @@ mod tests {
         assert_eq!(send(&catalog, Some("items.*.error"), body), json!({}));
         assert_eq!(send(&catalog, Some("errors"), body), json!({"errors": false}));
         let answer = send(&catalog, Some("-took,-items.*._shards"), body);
-        assert_eq!(answer["items"][0]["index"]["_version"], 2);
+        assert_eq!(answer["items"][0]["index"]["_version"], 4);
         assert!(answer.get("took").is_none() && answer["items"][0]["index"].get("_shards").is_none());
     }
 

@@ -216,7 +216,7 @@ mod tests {
         faults.inject(Fault::new(reject(404)).on("_search").times(1));
         faults.inject(Fault::new(reject(429)));
         assert_eq!(faults.counts(), (3, 0));
-        let mut next = |path: &str| faults.take(path).map(|fault| fault.effect.clone());
+        let next = |path: &str| faults.take(path).map(|fault| fault.effect.clone());
         assert_eq!(next("/t/_search"), Some(reject(404)));
         assert_eq!(next("/t/_search"), None);
         let got: Vec<_> = (0..4).map(|_| next("/_bulk").unwrap()).collect();

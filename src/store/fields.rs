@@ -335,7 +335,7 @@ impl<'de> Visitor<'de> for Check<'_, '_> {
                 }
                 Ok(Some(field)) => {
                     let value: &RawValue = map.next_value()?;
-                    check_value(field, &format!("{}{name}", self.path), value.get(), self.id).err()
+                    check_value(field, &format!("{}{name}", self.path), value.get(), self.id, 0).err()
                 }
                 Err(failure) => Some(failure),
             };
@@ -394,7 +394,11 @@ impl Mapping {
     }
 }
 
-fn check_value(field: &Field, path: &str, raw: &str, id: &str) -> Result<(), Failure> {
+/// Arrays within arrays: the check of each is a call within a call.
+const MAX_DEPTH: usize = 100;
+
+/// `depth`: arrays around the value.
+fn check_value(field: &Field, path: &str, raw: &str, id: &str, depth: usize) -> Result<(), Failure> {
     if raw == "null" {
         return Ok(());
     }
@@ -402,9 +406,12 @@ fn check_value(field: &Field, path: &str, raw: &str, id: &str) -> Result<(), Fai
         if matches!(field, Field::Leaf(leaf) if leaf.kind == Kind::Any) {
             return Ok(());
         }
+        if depth == MAX_DEPTH {
+            return Err(document_failure(&format!("[1:1] arrays are nested too deep in field [{path}]")));
+        }
         let elements: Vec<&RawValue> = serde_json::from_str(raw)
             .map_err(|_| document_failure(&format!("[1:1] failed to parse field [{path}]")))?;
-        return elements.iter().try_for_each(|element| check_value(field, path, element.get(), id));
+        return elements.iter().try_for_each(|element| check_value(field, path, element.get(), id, depth + 1));
     }
     match field {
         Field::Object(below) => {
@@ -507,6 +514,13 @@ mod tests {
         let mapping = json!({"properties": {"t": {"type": "date", "format": "yyyy-MM-dd HH:mm:ss.SSSSSSX"}}});
         assert_eq!(refusal(&mapping, r#"{"t":"2024-01-01 00:00:00.123+00"}"#), None);
         assert!(refusal(&mapping, r#"{"t":"yesterday"}"#).is_some() && refusal(&mapping, r#"{"t":12}"#).is_some());
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_without_a_crash() {
+        let deep = format!("{{\"l\":{}{}}}", "[".repeat(200_000), "]".repeat(200_000));
+        assert_eq!(refusal(&json!({}), &deep), None);
+        assert!(refusal(&json!({"properties": {"l": {"type": "long"}}}), &deep).unwrap().1.contains("too deep"));
     }
 
     #[test]

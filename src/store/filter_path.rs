@@ -42,7 +42,7 @@ impl Filter {
             include: self.include.iter().map(Vec::as_slice).collect(),
             exclude: self.exclude.iter().map(Vec::as_slice).collect(),
         };
-        match state.write(json.trim(), &mut out) {
+        match state.write(json.trim(), &mut out, 0) {
             Ok(true) => out,
             Ok(false) => "{}".to_owned(),
             Err(_) => json.to_owned(),
@@ -66,6 +66,9 @@ impl Filter {
     }
 }
 
+/// What lies deeper is kept whole: each level is a call within a call.
+const MAX_DEPTH: usize = 100;
+
 /// The patterns as far as they still apply below some point of the document.
 struct State<'f> {
     all: bool,
@@ -86,8 +89,8 @@ impl<'f> State<'f> {
     }
 
     /// Writes what stays of `json`; false if that is nothing.
-    fn write(&self, json: &str, out: &mut String) -> serde_json::Result<bool> {
-        if self.all && self.exclude.is_empty() {
+    fn write(&self, json: &str, out: &mut String, depth: usize) -> serde_json::Result<bool> {
+        if (self.all && self.exclude.is_empty()) || depth == MAX_DEPTH {
             out.push_str(json);
             return Ok(true);
         }
@@ -104,7 +107,7 @@ impl<'f> State<'f> {
                     }
                     out.push_str(&serde_json::to_string(name)?);
                     out.push(':');
-                    if !below.write(value.get(), out)? {
+                    if !below.write(value.get(), out, depth + 1)? {
                         out.truncate(before);
                     }
                 }
@@ -123,7 +126,7 @@ impl<'f> State<'f> {
                     if before > start + 1 {
                         out.push(',');
                     }
-                    if !self.write(element.get(), out)? {
+                    if !self.write(element.get(), out, depth + 1)? {
                         out.truncate(before);
                     }
                 }
@@ -289,6 +292,12 @@ mod tests {
         assert!(!filter.keeps(&["took"]) && !filter.keeps(&["items", "index", "_id"]));
         assert!(Filter::parse("items").unwrap().keeps(&["items", "delete", "error", "type"]));
         assert!(Filter::parse(" ,").is_none());
+    }
+
+    #[test]
+    fn deep_nesting_is_kept_without_a_crash() {
+        let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(filtered("**.a", &deep), deep);
     }
 
     #[test]

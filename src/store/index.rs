@@ -25,7 +25,7 @@ pub(super) struct Document {
 }
 
 impl Document {
-    /// `id` has at most 512 bytes. A routing of more than 65,535 bytes is cut off.
+    /// `id` has at most 512 bytes. A routing of more than 65,535 bytes is dropped.
     pub(super) fn new(id: &str, routing: &str, source: &str) -> Self {
         let routing_len = u16::try_from(routing.len()).unwrap_or(0);
         let routing = if routing_len == 0 { "" } else { routing };

@@ -39,6 +39,7 @@ mod action;
 mod bulk;
 mod catalog;
 mod connection;
+mod contexts;
 mod failure;
 mod faults;
 mod fields;
@@ -63,15 +64,15 @@ use tokio_util::sync::CancellationToken;
 pub use self::faults::{Effect, Fault};
 
 use self::catalog::Catalog;
+use self::contexts::Contexts;
 use self::failure::Failure;
 use self::faults::Faults;
-use self::search::Contexts;
 
 /// The version of Elasticsearch that it gives out to be.
 const VERSION: &str = "8.19.0";
 
 /// How a store behaves.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// Count and answer only; keep no document.
     pub null: bool,
@@ -86,6 +87,18 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self { null: false, user: None, max_content_length: 100 << 20, auto_create_index: true }
+    }
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The password stays out.
+        f.debug_struct("Options")
+            .field("null", &self.null)
+            .field("user", &self.user.as_ref().map(|(name, _)| name))
+            .field("max_content_length", &self.max_content_length)
+            .field("auto_create_index", &self.auto_create_index)
+            .finish()
     }
 }
 
@@ -227,8 +240,7 @@ struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Neither password nor documents.
-        f.debug_struct("Shared").field("null", &self.options.null).finish_non_exhaustive()
+        f.debug_struct("Shared").field("options", &self.options).finish_non_exhaustive()
     }
 }
 

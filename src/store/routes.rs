@@ -464,7 +464,7 @@ fn cat_indices(shared: &Shared, request: &Request, expression: &str) -> Result<R
             let documents = index.documents();
             (documents.bytes(), documents.deleted())
         };
-        let size = if request.params.get("bytes").is_some() { bytes.to_string() } else { format!("{bytes}b") };
+        let size = if request.params.contains_key("bytes") { bytes.to_string() } else { format!("{bytes}b") };
         json!({
             "health": "green", "status": if closed { "close" } else { "open" }, "index": index.name, "uuid": index.uuid,
             "pri": "1", "rep": replicas, "docs.count": index.count().to_string(), "docs.deleted": deleted.to_string(),

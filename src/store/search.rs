@@ -1,18 +1,16 @@
-//! `_search`, scrolls and points in time.
+//! One search: what it asks for, which documents it finds, how they are shown.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::catalog::Catalog;
 use super::failure::Failure;
 use super::fields::Mapping;
 use super::filter_path::Filter;
-use super::index::{Document, Index, random_id, time_value};
+use super::index::{Document, Index};
 use super::query::{Query, Subject, compare};
 
 /// The documents of some indices at one moment.
@@ -31,7 +29,7 @@ struct Part {
 const PART_SHIFT: u32 = 48;
 
 impl View {
-    /// `ids`: only these documents, if there is such a limit.
+    /// `query`: leaves out what it can tell at a glance not to match.
     pub(super) fn of(indices: Vec<Arc<Index>>, query: Option<&Query>) -> Result<Self, Failure> {
         let mut parts = Vec::with_capacity(indices.len());
         for index in indices {
@@ -99,21 +97,21 @@ pub(super) struct Found {
 }
 
 /// What one search asks for.
-struct Search {
-    query: Query,
+pub(super) struct Search {
+    pub(super) query: Query,
     slice: Option<(u64, u64)>,
     sort: Vec<SortBy>,
     explicit_sort: bool,
     search_after: Option<Vec<Value>>,
-    from: usize,
-    size: usize,
+    pub(super) from: usize,
+    pub(super) size: usize,
     /// Hits to count at most; none counts all.
-    track: Option<usize>,
-    shape: Shape,
+    pub(super) track: Option<usize>,
+    pub(super) shape: Shape,
 }
 
 /// What a hit shows.
-struct Shape {
+pub(super) struct Shape {
     source: SourceFilter,
     version: bool,
     seq_no: bool,
@@ -222,7 +220,7 @@ const KNOWN: [&str; 17] = [
 ];
 
 impl Search {
-    fn parse(body: &Value, params: &HashMap<String, String>, scrolls: bool) -> Result<Self, Failure> {
+    pub(super) fn parse(body: &Value, params: &HashMap<String, String>, scrolls: bool) -> Result<Self, Failure> {
         if let Some(key) = body.as_object().and_then(|body| body.keys().find(|key| !KNOWN.contains(&key.as_str()))) {
             return Err(Failure::parsing(format!("unknown key [{key}]; the local store does not know it")));
         }
@@ -303,8 +301,16 @@ impl Search {
         })
     }
 
+    /// A point in time sorts by place behind all else, and shows it.
+    pub(super) fn in_point(&mut self) {
+        if !self.sort.iter().any(|by| matches!(by.what, SortKey::Place)) {
+            self.sort.push(SortBy { what: SortKey::Place, descending: false, missing_first: false });
+        }
+        self.explicit_sort = true;
+    }
+
     /// The hits of this page, and how many there are in all: the number, and whether there are more.
-    fn run(&self, view: &View) -> Result<(Vec<Found>, usize, bool), Failure> {
+    pub(super) fn run(&self, view: &View) -> Result<(Vec<Found>, usize, bool), Failure> {
         let by_place = match self.sort.as_slice() {
             [] => true,
             [by, ..] => matches!(by.what, SortKey::Place) && !by.descending,
@@ -423,157 +429,12 @@ fn parse_sort(json: &Value) -> Result<Vec<SortBy>, Failure> {
     Ok(sort)
 }
 
-/// Scrolls and points in time.
-#[derive(Default)]
-pub(super) struct Contexts {
-    open: Mutex<HashMap<String, Context>>,
-}
-
-struct Context {
-    until: Instant,
-    kind: ContextKind,
-}
-
-enum ContextKind {
-    Point(Arc<View>),
-    Scroll(Arc<Mutex<Scroll>>),
-}
-
-struct Scroll {
-    rest: std::vec::IntoIter<Found>,
-    total: usize,
-    size: usize,
-    shape: Shape,
-}
-
-fn missing(id: &str) -> Failure {
-    let id: String = id.chars().take(64).collect();
-    Failure::new(404, "search_context_missing_exception", format!("No search context found for id [{id}]"))
-}
-
-fn keep_alive(text: Option<&str>) -> Result<Duration, Failure> {
-    let text = text.unwrap_or("5m");
-    time_value(text)
-        .ok_or_else(|| Failure::argument(format!("failed to parse setting [keep_alive] with value [{text}]")))
-}
-
-impl Contexts {
-    fn open(&self) -> MutexGuard<'_, HashMap<String, Context>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        open.retain(|_, context| context.until > now);
-        open
-    }
-
-    /// `POST /{index}/_pit?keep_alive=`.
-    pub(super) fn open_point(&self, indices: Vec<Arc<Index>>, keep: Option<&str>) -> Result<Value, Failure> {
-        let Some(keep) = keep else { return Err(Failure::validation("[keep_alive] is not specified")) };
-        let until = Instant::now() + keep_alive(Some(keep))?;
-        let view = Arc::new(View::of(indices, None)?);
-        let id = random_id(40);
-        self.open().insert(id.clone(), Context { until, kind: ContextKind::Point(view) });
-        Ok(json!({ "id": id, "_shards": { "total": 1, "successful": 1, "skipped": 0, "failed": 0 } }))
-    }
-
-    /// Closes scrolls or points; says how many there were.
-    pub(super) fn close(&self, ids: &[String]) -> usize {
-        let mut open = self.open();
-        if ids == ["_all"] {
-            return std::mem::take(&mut *open).len();
-        }
-        ids.iter().filter(|id| open.remove(*id).is_some()).count()
-    }
-
-    /// `_search` on `expression` (empty: all indices, unless the body names a point in time).
-    pub(super) fn search(
-        &self,
-        catalog: &Catalog,
-        expression: &str,
-        body: &Value,
-        params: &HashMap<String, String>,
-    ) -> Result<String, Failure> {
-        let scroll = params.get("scroll").map(String::as_str);
-        let search = Search::parse(body, params, scroll.is_some())?;
-        if let Some(pit) = body.get("pit") {
-            if !expression.is_empty() {
-                return Err(Failure::validation(
-                    "[indices] cannot be used with point in time. Do not specify any index with point in time.",
-                ));
-            }
-            let id = pit.get("id").and_then(Value::as_str).unwrap_or_default();
-            let keep = pit.get("keep_alive").and_then(Value::as_str);
-            let view = self.point(id, keep)?;
-            return self.answer(search, &view, Some(("pit_id", id)));
-        }
-        let ignore = params.get("ignore_unavailable").is_some_and(|value| value != "false");
-        let expression = if expression.is_empty() { "_all" } else { expression };
-        let view = View::of(catalog.resolve(expression, ignore)?, Some(&search.query))?;
-        let Some(scroll) = scroll else { return self.answer(search, &view, None) };
-        if search.size == 0 || search.from > 0 {
-            return Err(Failure::validation("[size] cannot be [0] and [from] cannot be used in a scroll context"));
-        }
-        let until = Instant::now() + keep_alive(Some(scroll))?;
-        let everything = Search { size: usize::MAX, ..search };
-        let (hits, total, _) = everything.run(&view)?;
-        let scroll = Scroll { rest: hits.into_iter(), total, size: search.size, shape: everything.shape };
-        let id = random_id(40);
-        let scroll = Arc::new(Mutex::new(scroll));
-        self.open().insert(id.clone(), Context { until, kind: ContextKind::Scroll(Arc::clone(&scroll)) });
-        Ok(next_page(&scroll, &id))
-    }
-
-    /// `_search/scroll`.
-    pub(super) fn scroll(&self, id: &str, keep: Option<&str>) -> Result<String, Failure> {
-        let extend = keep.map(|keep| keep_alive(Some(keep))).transpose()?;
-        let scroll = {
-            let mut open = self.open();
-            let context = open.get_mut(id).ok_or_else(|| missing(id))?;
-            if let Some(extend) = extend {
-                context.until = Instant::now() + extend;
-            }
-            match &context.kind {
-                ContextKind::Scroll(scroll) => Arc::clone(scroll),
-                ContextKind::Point(_) => return Err(missing(id)),
-            }
-        };
-        Ok(next_page(&scroll, id))
-    }
-
-    fn point(&self, id: &str, keep: Option<&str>) -> Result<Arc<View>, Failure> {
-        let mut open = self.open();
-        let context = open.get_mut(id).ok_or_else(|| missing(id))?;
-        if keep.is_some() {
-            context.until = Instant::now() + keep_alive(keep)?;
-        }
-        match &context.kind {
-            ContextKind::Point(view) => Ok(Arc::clone(view)),
-            ContextKind::Scroll(_) => Err(missing(id)),
-        }
-    }
-
-    fn answer(&self, mut search: Search, view: &View, id: Option<(&str, &str)>) -> Result<String, Failure> {
-        if id.is_some() {
-            // A point in time sorts by place behind all else, and shows it.
-            if !search.sort.iter().any(|by| matches!(by.what, SortKey::Place)) {
-                let place = SortBy { what: SortKey::Place, descending: false, missing_first: false };
-                search.sort.push(place);
-            }
-            search.explicit_sort = true;
-        }
-        let (hits, total, more) = search.run(view)?;
-        let total = (search.track != Some(0)).then_some((total, more));
-        Ok(write_answer(&hits, total, &search.shape, id))
-    }
-}
-
-fn next_page(scroll: &Mutex<Scroll>, id: &str) -> String {
-    let mut scroll = scroll.lock().unwrap_or_else(PoisonError::into_inner);
-    let size = scroll.size;
-    let hits: Vec<Found> = scroll.rest.by_ref().take(size).collect();
-    write_answer(&hits, Some((scroll.total, false)), &scroll.shape, Some(("_scroll_id", id)))
-}
-
-fn write_answer(hits: &[Found], total: Option<(usize, bool)>, shape: &Shape, id: Option<(&str, &str)>) -> String {
+pub(super) fn write_answer(
+    hits: &[Found],
+    total: Option<(usize, bool)>,
+    shape: &Shape,
+    id: Option<(&str, &str)>,
+) -> String {
     let mut head = Map::new();
     if let Some((name, id)) = id {
         head.insert(name.to_owned(), json!(id));
