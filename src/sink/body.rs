@@ -168,6 +168,11 @@ impl Body {
         self.bytes.len()
     }
 
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// No items.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -370,7 +370,8 @@ impl Answer {
         let url = self.url;
         match self.status {
             401 => SinkError::Unauthorized { url, reason },
-            403 => SinkError::Forbidden { url, reason },
+            // A block of the index or the cluster has this status, too.
+            403 if error.is_none_or(|error| error.kind == "security_exception") => SinkError::Forbidden { url, reason },
             status => SinkError::Refused { url, status, reason },
         }
     }

@@ -22,6 +22,8 @@ use super::stats::{Queued, Refused, SinkStats, Stats, Tally, TroubleGuard};
 
 /// Used buffers that are kept for the next bodies.
 const SPARE_BUFFERS: usize = 32;
+/// A longer one held a huge row; it goes back to the system.
+const SPARE_BYTES: usize = 32 << 20;
 
 /// How a [`Sink`] sends.
 #[derive(Clone, Debug)]
@@ -222,6 +224,7 @@ impl Sink {
                 tokio::time::sleep(pause).await;
             }
         }
+        trouble.clear();
         delivered
     }
 
@@ -270,6 +273,7 @@ impl Sink {
             );
             tokio::time::sleep(backoff.next(None)).await;
         }
+        trouble.clear();
         self.inner.stats.rejected(part, refused);
     }
 
@@ -283,7 +287,9 @@ impl Sink {
 
     fn reclaim(&self, bytes: Bytes) {
         // Fails where somebody still holds a part of it.
-        if let Ok(buffer) = bytes.try_into_mut() {
+        if let Ok(buffer) = bytes.try_into_mut()
+            && buffer.capacity() <= SPARE_BYTES
+        {
             let mut spare = self.inner.spare.lock().unwrap_or_else(PoisonError::into_inner);
             if spare.len() < SPARE_BUFFERS {
                 spare.push(buffer.into());
@@ -311,7 +317,7 @@ fn refused_request(answer: Answer) -> Step {
         (413, error) => Step::Split {
             status,
             kind: error.as_ref().map_or_else(|| "request_entity_too_large".to_owned(), |error| error.kind.to_string()),
-            reason: "the document is longer than Elasticsearch takes (http.max_content_length)".to_owned(),
+            reason: "the document is longer than http.max_content_length allows".to_owned(),
         },
         // Only in Elasticsearch's own words: a proxy's 400 says nothing about a document.
         (400, Some(error)) if !matches!(response::judge(Kind::Index, status, Some(error)), Verdict::Wait) => {

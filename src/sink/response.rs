@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::body::{Item, Kind};
 
@@ -12,10 +12,15 @@ const LONGEST_REASON: usize = 240;
 /// An error as Elasticsearch words it. The reason may quote row contents: see [`redact`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub(super) struct ErrorText<'a> {
-    #[serde(rename = "type", default, borrow)]
+    #[serde(rename = "type", default, borrow, deserialize_with = "nullable")]
     pub(super) kind: Cow<'a, str>,
-    #[serde(default, borrow)]
+    #[serde(default, borrow, deserialize_with = "nullable")]
     pub(super) reason: Cow<'a, str>,
+}
+
+/// An exception without a message has the reason `null`.
+fn nullable<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Cow<'a, str>, D::Error> {
+    Ok(Cow::Owned(Option::<String>::deserialize(deserializer)?.unwrap_or_default()))
 }
 
 /// What becomes of an item.
@@ -163,7 +168,7 @@ pub(super) fn describe(status: u16, error: Option<&ErrorText<'_>>) -> String {
 }
 
 /// What comes before a bracket that holds a name of the mapping, the index or the cluster, not a value.
-const NAMED: [&str; 14] = [
+const NAMED: [&str; 18] = [
     "field ",
     "fields ",
     "type ",
@@ -178,6 +183,10 @@ const NAMED: [&str; 14] = [
     "mapping ",
     "setting ",
     "object ",
+    "action ",
+    "user ",
+    "node ",
+    "blocked by: ",
 ];
 
 /// A reason without the values that it may quote. Kept: plain words, and brackets that hold a name. Cut: everything in

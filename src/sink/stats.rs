@@ -18,6 +18,9 @@ const REJECTIONS: usize = 200;
 /// Indices that are counted apart.
 const INDICES: usize = 1000;
 
+/// Attempts after which a trouble is written to the log: a single 429 is everyday business.
+const WORTH_A_LINE: u32 = 3;
+
 /// The sink at a moment. Counts are since its start.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SinkStats {
@@ -172,6 +175,13 @@ impl Stats {
                 last_id: String::new(),
             };
             let rejection = inner.rejections.entry(key.clone()).or_insert_with(fresh);
+            if rejection.count == 0 {
+                tracing::error!(
+                    index = rejection.index,
+                    reason = rejection.reason,
+                    "Elasticsearch refuses documents for good"
+                );
+            }
             rejection.count += 1;
             rejection.last = now;
             rejection.last_id.clone_from(&refusal.id);
@@ -296,20 +306,30 @@ impl TroubleGuard {
         let mut inner = self.stats.lock();
         let before = inner.troubles.get(&self.id).map(|trouble| (trouble.attempts, trouble.since));
         let (attempts, since) = before.unwrap_or_else(|| (0, now()));
+        if attempts.saturating_add(1) == WORTH_A_LINE {
+            tracing::warn!(reason, hint, "Elasticsearch does not take documents; trying again until it does");
+        }
         inner.troubles.insert(self.id, Trouble { reason, hint, attempts: attempts.saturating_add(1), since });
         self.set = true;
     }
 
+    /// It works again.
     pub(super) fn clear(&mut self) {
         if std::mem::take(&mut self.set) {
-            self.stats.lock().troubles.remove(&self.id);
+            let trouble = self.stats.lock().troubles.remove(&self.id);
+            if let Some(trouble) = trouble.filter(|trouble| trouble.attempts >= WORTH_A_LINE) {
+                tracing::info!(reason = trouble.reason, attempts = trouble.attempts, "that trouble is over");
+            }
         }
     }
 }
 
 impl Drop for TroubleGuard {
     fn drop(&mut self) {
-        self.clear();
+        // Given up, which is no recovery.
+        if self.set {
+            self.stats.lock().troubles.remove(&self.id);
+        }
     }
 }
 

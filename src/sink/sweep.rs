@@ -96,8 +96,8 @@ impl Sink {
     /// visible in [`Sink::stats`].
     ///
     /// # Errors
-    /// [`SinkError::Stopped`] when `stop` is cancelled, and a search that Elasticsearch refuses for good
-    /// ([`SinkError::Refused`]).
+    /// [`SinkError::Stopped`] when `stop` is cancelled, and a search that Elasticsearch does not understand
+    /// ([`SinkError::Refused`] with status 400).
     pub async fn sweep(
         &self,
         index: &str,
@@ -169,7 +169,10 @@ impl Sink {
             let mut asked = None;
             let error = match self.client().send(method.clone(), path, query, body.clone()).await {
                 Ok(answer) if matches!(answer.status, 200..=299 | 404) => match incomplete(&answer) {
-                    None => return Ok(answer),
+                    None => {
+                        trouble.clear();
+                        return Ok(answer);
+                    }
                     Some(reason) => SinkError::Malformed { url: answer.url, reason },
                 },
                 Ok(answer) => {
@@ -179,10 +182,10 @@ impl Sink {
                 Err(error) => error,
             };
             let slow = match &error {
-                SinkError::Refused { .. } if !error.is_transient() => return Err(error),
-                SinkError::Configuration { .. } | SinkError::Stopped => return Err(error),
-                SinkError::Unauthorized { .. } | SinkError::Forbidden { .. } => true,
-                _ => false,
+                SinkError::Refused { status: 400, .. } | SinkError::Configuration { .. } | SinkError::Stopped => {
+                    return Err(error);
+                }
+                error => !error.is_transient(),
             };
             trouble.set(error.to_string(), error.hint());
             tokio::time::sleep(if slow { backoff.slow(asked) } else { backoff.next(asked) }).await;

@@ -68,6 +68,8 @@ async fn a_good_bulk_is_sent_once_and_counted() {
         stats.latency.is_some_and(|latency| latency.p50 > 0.0 && latency.max >= latency.p50) && stats.trouble.is_none()
     );
     assert_eq!(deliver(&sink, Body::default()).await, ok(0));
+    // The next body is written into the same buffer.
+    assert!(sink.body().capacity() as u64 >= bytes);
     assert_eq!(server.requests().len(), 1);
 }
 

@@ -165,6 +165,7 @@ async fn serve(
     handler: &(dyn Fn(usize, &Request) -> Reply + Send + Sync),
     seen: &Mutex<Vec<Request>>,
 ) -> Option<()> {
+    stream.set_nodelay(true).ok()?;
     let mut buffer = Vec::new();
     loop {
         let end = loop {

@@ -93,6 +93,9 @@ fn right_answers_are_read_with_and_without_the_filter() {
     assert_eq!((items[0].status, items[1].status), (400, 200));
     let error = items[0].error.as_ref().unwrap();
     assert_eq!((error.kind.as_ref(), error.reason.as_ref()), ("t", "aä\""));
+    let silent = br#"{"errors":true,"items":[{"index":{"status":500,"error":{"type":"null_pointer_exception","reason":null}}},{"delete":{"status":200}}]}"#;
+    let Ok(Items::Each(items)) = read(silent, &sent) else { panic!("not read") };
+    assert_eq!(describe(500, items[0].error.as_ref()), "500 null_pointer_exception");
     // An error under `errors: false` is not taken for a success.
     let odd = br#"{"errors":false,"items":[{"index":{"status":400,"error":{"type":"t"}}},{"delete":{"status":200}}]}"#;
     assert!(matches!(read(odd, &sent), Ok(Items::Each(_))));
@@ -132,6 +135,11 @@ fn reasons_lose_the_values_they_quote() {
             "Document contains at least one immense term in field=\"..\" (..), all of which were skipped",
         ),
         ("open ['SECRET", "open [..]"),
+        ("no such index [users]", "no such index [users]"),
+        (
+            "index [users] blocked by: [TOO_MANY_REQUESTS/12/disk usage exceeded flood-stage watermark];",
+            "index [users] blocked by: [TOO_MANY_REQUESTS/12/disk usage exceeded flood-stage watermark];",
+        ),
     ];
     for (reason, wanted) in table {
         assert_eq!(redact(reason), wanted);
