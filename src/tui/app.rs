@@ -286,7 +286,7 @@ impl App {
                     self.rates.insert(table.table.0.clone(), History::new(10, 14));
                 }
                 if let Some(rates) = self.rates.get_mut(&table.table.0) {
-                    rates.push(status.at, Some(table.rows_per_second));
+                    rates.push(status.at, (table.state != TableState::Queued).then_some(table.rows_per_second));
                 }
             }
         }
@@ -304,7 +304,10 @@ impl App {
                 match receiver.try_recv() {
                     Ok(Ok(())) => request.answer = None,
                     Ok(Err(refusal)) => {
-                        self.say(format!("{} refused: {}", request_name(&request.command), format::clean(&refusal)), true);
+                        self.say(
+                            format!("{} refused: {}", request_name(&request.command), format::clean(&refusal)),
+                            true,
+                        );
                         if request.command == Command::Stop {
                             self.stopping = None;
                         }

@@ -2,7 +2,7 @@
 
 use crossterm::event::KeyCode;
 
-use crate::engine::Status;
+use crate::engine::{Phase, Status};
 
 use super::app::{App, Pane, View};
 
@@ -106,25 +106,26 @@ impl CommandInfo {
         if self.steers && app.read_only(status) {
             return Some("read-only");
         }
+        if self.steers && matches!(status.phase, Phase::Failed | Phase::Stopping | Phase::Stopped) {
+            return Some("the pipeline has ended or is about to");
+        }
         if !self.panes.is_empty() && !self.panes.contains(&app.focused()) {
-            return Some("not in this pane");
+            return Some(NOT_HERE);
         }
         None
     }
 }
+
+/// The reason of a command that belongs to another pane.
+pub(super) const NOT_HERE: &str = "not in this pane";
 
 const LISTS: &[Pane] = &[Pane::Tables, Pane::Chunks, Pane::Events, Pane::Errors, Pane::Log];
 
 /// All commands, in the order of the hint bar and of the help.
 pub(super) const COMMANDS: &[CommandInfo] = &[
     plain(&[char('?'), key(KeyCode::F(1))], Action::Help, "?", "this help").hint("Help", 0),
-    plain(
-        &[char('1')],
-        Action::Show(View::Overview),
-        "1-6",
-        "views: Overview, Tables, Chunks, Events, Errors, Log",
-    )
-    .hint("View", 1),
+    plain(&[char('1')], Action::Show(View::Overview), "1-6", "views: Overview, Tables, Chunks, Events, Errors, Log")
+        .hint("View", 1),
     plain(&[char('2')], Action::Show(View::Tables), "2", ""),
     plain(&[char('3')], Action::Show(View::Chunks), "3", ""),
     plain(&[char('4')], Action::Show(View::Events), "4", ""),
@@ -154,7 +155,9 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     plain(&[char('s'), key(KeyCode::F(6))], Action::Sort, "s", "next order: config, name, %, row/s, ETA, errors")
         .hint("Sort", 4)
         .only(&[Pane::Tables, Pane::Chunks]),
-    plain(&[char('I')], Action::Invert, "I", "turn the order round").hint("Invert", 6).only(&[Pane::Tables, Pane::Chunks]),
+    plain(&[char('I')], Action::Invert, "I", "turn the order round")
+        .hint("Invert", 6)
+        .only(&[Pane::Tables, Pane::Chunks]),
     plain(&[char('F')], Action::Follow, "F", "follow the newest line, or stay; moving down stays, g follows")
         .hint("Follow", 6)
         .only(&[Pane::Events, Pane::Log]),

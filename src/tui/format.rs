@@ -61,6 +61,11 @@ pub(super) fn count(count: u64) -> String {
     text
 }
 
+/// A count in full up to eight digits, [`rows`] beyond: `1,204`, `1.00 T`. At most 10 columns.
+pub(super) fn short_count(value: u64) -> String {
+    if value < 100_000_000 { count(value) } else { rows(value) }
+}
+
 /// A count of errors, loud unless zero: `0`, `17!`, `12k!`. At most 4 columns.
 pub(super) fn errors(count: u64) -> String {
     match count {
@@ -141,8 +146,7 @@ pub(super) fn bytes_of(part: u64, limit: u64) -> String {
     }
     let whole = as_f64(limit) / scale;
     let share = as_f64(part) / scale;
-    let whole =
-        if (whole - whole.round()).abs() < 0.05 { format!("{whole:.0}") } else { format!("{whole:.1}") };
+    let whole = if (whole - whole.round()).abs() < 0.05 { format!("{whole:.0}") } else { format!("{whole:.1}") };
     if part > 0 && share < 0.05 {
         return format!("{} of {whole} {}", bytes(part), BYTES[unit]);
     }
@@ -219,7 +223,11 @@ pub(super) fn latency(seconds: f64) -> String {
 /// Milliseconds of a bulk: `0`, `96`, `412`, `2,310`; no unit.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "finite, not negative; `as` saturates")]
 pub(super) fn millis(value: f64) -> String {
-    if value.is_finite() { count(value.max(0.0).round() as u64) } else { unknown() }
+    match value {
+        _ if !value.is_finite() => unknown(),
+        _ if value < 1e7 => count(value.max(0.0).round() as u64),
+        _ => rate(value),
+    }
 }
 
 /// A position, or `-`.
@@ -385,7 +393,11 @@ pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
 const EIGHTHS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
 
 /// A bar of `width` cells in eighths; full only for a share of 1, not empty for a share above 0.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share between 0 and 1 of a screen's width")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a share between 0 and 1 of a screen's width"
+)]
 pub(super) fn bar(share: f64, width: usize) -> String {
     let share = if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 };
     let mut eighths = (share * (width * 8) as f64).floor() as usize;
@@ -411,7 +423,9 @@ pub(super) fn sparkline(values: &[Option<f64>]) -> String {
     values
         .iter()
         .map(|value| match value {
-            Some(value) if value.is_finite() && top > 0.0 => LEVELS[((value.max(0.0) / top * 7.0).round() as usize).min(7)],
+            Some(value) if value.is_finite() && top > 0.0 => {
+                LEVELS[((value.max(0.0) / top * 7.0).round() as usize).min(7)]
+            }
             Some(_) => LEVELS[0],
             None => ' ',
         })
@@ -450,7 +464,9 @@ mod tests {
             assert_eq!(rows(value), text);
             columns(text, 6);
         }
-        for (value, text) in [(0, "~0"), (950, "~950"), (3_100_000, "~3.1 M"), (128_000_000, "~128 M"), (u64::MAX, "~18 E")] {
+        for (value, text) in
+            [(0, "~0"), (950, "~950"), (3_100_000, "~3.1 M"), (128_000_000, "~128 M"), (u64::MAX, "~18 E")]
+        {
             assert_eq!(rows_about(value), text);
         }
         for shift in 0..64 {
@@ -466,12 +482,19 @@ mod tests {
 
     #[test]
     fn counts_have_commas() {
-        for (value, text) in
-            [(0, "0"), (999, "999"), (1_204, "1,204"), (1_000_000, "1,000,000"), (u64::MAX, "18,446,744,073,709,551,615")]
-        {
+        for (value, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1_204, "1,204"),
+            (1_000_000, "1,000,000"),
+            (u64::MAX, "18,446,744,073,709,551,615"),
+        ] {
             assert_eq!(count(value), text);
         }
-        for (value, text) in [(0, "0"), (17, "17!"), (999, "999!"), (1_204, "1k!"), (99_999, "99k!"), (u64::MAX, ">99k")] {
+        assert_eq!((short_count(99_999_999).as_str(), short_count(u64::MAX).as_str()), ("99,999,999", "18.4 E"));
+        for (value, text) in
+            [(0, "0"), (17, "17!"), (999, "999!"), (1_204, "1k!"), (99_999, "99k!"), (u64::MAX, ">99k")]
+        {
             assert_eq!(errors(value), text);
         }
     }
@@ -578,6 +601,7 @@ mod tests {
             assert_eq!(latency(value), text);
         }
         assert_eq!((millis(2310.4).as_str(), millis(0.0).as_str(), millis(f64::NAN).as_str()), ("2,310", "0", "-"));
+        assert_eq!((millis(9_999_999.0).as_str(), millis(1e12).as_str()), ("9,999,999", "1.0T"));
     }
 
     #[test]

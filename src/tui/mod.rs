@@ -112,7 +112,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// There is no terminal, or it does not do as asked. The engine is not asked to stop then: that is for the caller.
-pub fn run(options: Options, source: Arc<dyn Fn() -> Status + Send + Sync>, control: Control) -> Result<Exit, TuiError> {
+pub fn run(
+    options: Options,
+    source: Arc<dyn Fn() -> Status + Send + Sync>,
+    control: Control,
+) -> Result<Exit, TuiError> {
     if !suitable() {
         return Err(TuiError::NotATerminal);
     }
@@ -124,7 +128,8 @@ pub fn run(options: Options, source: Arc<dyn Fn() -> Status + Send + Sync>, cont
     let backend = CrosstermBackend::new(output);
     let terminal = Terminal::new(backend).map_err(failed("being set up"))?;
     let profile = options.profile;
-    let mut screen = Screen { terminal, app: App::new(&options), pace: Pace::default(), draws: Vec::new(), unsent_stop: None };
+    let mut screen =
+        Screen { terminal, app: App::new(&options), pace: Pace::default(), draws: Vec::new(), unsent_stop: None };
     let exit = screen.run(&options, source.as_ref(), &control);
     let report = profile.then(|| screen.profile(bytes.load(Ordering::Relaxed)));
     drop(screen);

@@ -6,7 +6,7 @@ use crate::engine::{Command, Phase, Status, TableState};
 use crate::table::TableId;
 
 use super::app::{App, Dialog, Leave, Pane, Sort, View, event_table, event_word, level_word, short_name};
-use super::command::{self, Action};
+use super::command::{self, Action, NOT_HERE};
 use super::format;
 use super::render::replication::headroom;
 
@@ -34,7 +34,7 @@ pub(super) fn update(app: &mut App, live: &Status, action: Action) -> Option<Com
         && let Some(reason) = info.refusal(app, live)
     {
         if info.steers {
-            let place = if reason == "read-only" { String::new() } else { ": choose a table first".to_owned() };
+            let place = if reason == NOT_HERE { ": choose a table first" } else { "" };
             app.say(format!("{} refused: {reason}{place}", info.hint.map_or("command", |(word, _)| word)), true);
         }
         return None;
@@ -289,7 +289,8 @@ fn error_detail(app: &App, shown: &Status) -> Option<Dialog> {
     let lines = app.error_lines(shown);
     let chosen = app.errors.selected.as_ref().and_then(|key| lines.iter().find(|line| line.key == *key));
     let line = chosen.or_else(|| lines.first())?;
-    let moment = |at: Option<i64>| at.map_or_else(format::unknown, |at| format!("{} UTC", format::moment(at, shown.at)));
+    let moment =
+        |at: Option<i64>| at.map_or_else(format::unknown, |at| format!("{} UTC", format::moment(at, shown.at)));
     let mut text = vec![("what".to_owned(), line.what.clone()), ("reason".to_owned(), line.reason.clone())];
     if !line.hint.is_empty() {
         text.push(("what to do".to_owned(), line.hint.clone()));
@@ -312,12 +313,8 @@ fn chosen_table(app: &App, live: &Status) -> Option<TableId> {
 fn pause(app: &mut App, live: &Status) -> Option<Command> {
     match live.phase {
         Phase::Paused | Phase::Pausing => Some(Command::Resume),
-        Phase::Failed | Phase::Stopping | Phase::Stopped => {
-            app.say(format!("nothing to pause: {}", live.phase.word()), true);
-            None
-        }
         _ => {
-            let question = format!("Pause? The slot goes on keeping WAL: {}. y/N", headroom(&live.replication));
+            let question = format!("Pause (y/N)? Slot grows: {}", headroom(&live.replication));
             app.dialog = Some(Dialog::Ask { question, command: Command::Pause });
             None
         }
@@ -331,7 +328,7 @@ fn pause_table(app: &mut App, live: &Status) -> Option<Command> {
         return Some(Command::ResumeTable(id));
     }
     let name = format::clean(&short_name(&id));
-    let question = format!("Pause the copy of {name}? The stream goes on. y/N");
+    let question = format!("Pause the copy of {name} (y/N)? The stream goes on.");
     app.dialog = Some(Dialog::Ask { question, command: Command::PauseTable(id) });
     None
 }
@@ -341,7 +338,7 @@ fn resnapshot(app: &mut App, live: &Status) {
     let Some(table) = live.tables.iter().find(|table| table.table.0 == id) else { return };
     app.dialog = Some(if table.resnapshot {
         let name = format::clean(&short_name(&id));
-        let question = format!("A resnapshot of {name} runs. Give it up? Its documents stay valid. y/N");
+        let question = format!("A resnapshot of {name} runs. Give it up (y/N)? Documents stay valid.");
         Dialog::Ask { question, command: Command::CancelResnapshot(id) }
     } else {
         Dialog::Resnapshot { table: id, typed: String::new(), go: false, wrong: false }
@@ -355,7 +352,10 @@ fn names(typed: &str, table: &TableId) -> bool {
 }
 
 fn in_dialog(app: &mut App, live: &Status, dialog: Dialog, action: Action) -> Option<Command> {
-    let other = matches!(action, Action::NextPane | Action::PreviousPane | Action::Left | Action::Right | Action::Up | Action::Down);
+    let other = matches!(
+        action,
+        Action::NextPane | Action::PreviousPane | Action::Left | Action::Right | Action::Up | Action::Down
+    );
     app.dialog = match dialog {
         Dialog::Quit { stop: yes } => match action {
             Action::Enter if yes => return stop(app),

@@ -44,7 +44,8 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &mut App, shown: &S
             (active, all) if active == all => format!("{all} workers"),
             (active, all) => format!("{active} of {all} workers"),
         };
-        right.push(piece(format!("{workers}, {} rows a chunk", format::count(table.chunk_rows)), Token::Dim));
+        let workers = if snapshot.running { format!("{workers}, ") } else { String::new() };
+        right.push(piece(format!("{workers}{} rows a chunk", format::count(table.chunk_rows)), Token::Dim));
     }
     let inner = canvas.pane(area, &title, &right, focused);
     let (x, width) = (inner.x + 1, inner.width.saturating_sub(2));
@@ -150,7 +151,11 @@ fn grid(canvas: &mut Canvas<'_>, area: Rect, table: &TableStatus) {
         canvas.put(area.x + column, area.y.saturating_add(row), 1, glyph, token);
     }
     if legend {
-        let each = if each == 1 { "1 cell = 1 chunk   ".to_owned() } else { format!("1 cell = {} chunks   ", format::count(each as u64)) };
+        let each = if each == 1 {
+            "1 cell = 1 chunk   ".to_owned()
+        } else {
+            format!("1 cell = {} chunks   ", format::count(each as u64))
+        };
         let legend = [
             piece(each, Token::Dim),
             piece("█", Token::Ok),

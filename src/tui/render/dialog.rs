@@ -122,7 +122,8 @@ fn buttons(canvas: &mut Canvas<'_>, inner: Rect, y: u16, names: [&str; 2], secon
     let total = columns(&first_text) + columns(&second_text) + 3;
     let x = inner.x + inner.width.saturating_sub(total) / 2;
     for (x, text, chosen) in [(x, &first_text, !second), (x + columns(&first_text) + 3, &second_text, second)] {
-        let end = canvas.put(x, y, inner.right().saturating_sub(x), text, if chosen { Token::Title } else { Token::Dim });
+        let end =
+            canvas.put(x, y, inner.right().saturating_sub(x), text, if chosen { Token::Title } else { Token::Dim });
         if chosen {
             canvas.select(Rect { x, y, width: end.saturating_sub(x), height: 1 });
         }
@@ -130,7 +131,14 @@ fn buttons(canvas: &mut Canvas<'_>, inner: Rect, y: u16, names: [&str; 2], secon
 }
 
 /// Draws a text and, on the last line within, two buttons.
-fn with_buttons(canvas: &mut Canvas<'_>, area: Rect, title: &[Piece], mut lines: Vec<Vec<Piece>>, names: [&str; 2], second: bool) {
+fn with_buttons(
+    canvas: &mut Canvas<'_>,
+    area: Rect,
+    title: &[Piece],
+    mut lines: Vec<Vec<Piece>>,
+    names: [&str; 2],
+    second: bool,
+) {
     // A box that does not fit loses blank lines first: the buttons must be seen.
     let room = usize::from(area.height.saturating_sub(5));
     while lines.len() + 2 > room && lines.iter().any(Vec::is_empty) {
@@ -184,7 +192,8 @@ fn failed(canvas: &mut Canvas<'_>, area: Rect, status: &Status) {
         lines.extend(wrapped("! No reason was given: see the log (6).", box_text(area), Token::Bad));
     }
     lines.push(Vec::new());
-    lines.push(vec![piece("Nothing is acknowledged any more. q: quit   Esc: look at the panes", Token::Dim)]);
+    lines.extend(wrapped("Nothing is acknowledged any more.", box_text(area), Token::Text));
+    lines.push(vec![piece("q: quit   Esc: close this box and look at the panes", Token::Dim)]);
     let inner = frame(canvas, area, &[piece("FAILED", Token::Bad)], BOX, lines.len());
     write(canvas, inner, &lines);
 }

@@ -38,17 +38,25 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &mut App, shown: &S
         return;
     }
     if lines.is_empty() {
-        let text = if app.errors.filter.is_empty() { "nothing to mend" } else { "no error matches the filter: Esc clears it" };
+        let text =
+            if app.errors.filter.is_empty() { "nothing to mend" } else { "no error matches the filter: Esc clears it" };
         canvas.put(inner.x + 1, inner.y, inner.width.saturating_sub(2), text, Token::Dim);
         return;
     }
-    let selected = app.errors.selected.as_ref().and_then(|key| lines.iter().position(|line| line.key == *key)).unwrap_or(0);
+    let selected =
+        app.errors.selected.as_ref().and_then(|key| lines.iter().position(|line| line.key == *key)).unwrap_or(0);
     let rows = usize::from(inner.height - 1);
     let start = app.errors.window(selected, lines.len(), rows);
-    let what = lines.iter().map(|line| columns(&format::clean(&line.what))).max().unwrap_or(0).clamp(4, inner.width / 4);
+    let what =
+        lines.iter().map(|line| columns(&format::clean(&line.what))).max().unwrap_or(0).clamp(4, inner.width / 4);
     let x = inner.x + 2;
     let rest = |at: u16| inner.right().saturating_sub(at + 1);
-    let head = format!("{} {} {} REASON", format::right("COUNT", 6), format::left("WHAT", what.into()), format::left("LAST", 8));
+    let head = format!(
+        "{} {} {} REASON",
+        format::right("COUNT", 6),
+        format::left("WHAT", what.into()),
+        format::left("LAST", 8)
+    );
     canvas.put(x, inner.y, rest(x), &head, Token::Dim);
     for (y, (at, line)) in (inner.y + 1..inner.bottom()).zip(lines.iter().enumerate().skip(start)) {
         let count = format::right(&line.count.map_or_else(format::unknown, format::rows), 6);

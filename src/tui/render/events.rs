@@ -17,7 +17,7 @@ use crate::tui::app::{App, Pane, event_table, event_word};
 use crate::tui::format;
 use crate::tui::style::Token;
 
-use super::{Canvas, Piece, frozen_title, piece};
+use super::{Canvas, Piece, columns, frozen_title, piece};
 
 /// What the right side of a list's title says of its newest line.
 pub(super) fn follow_title(follow: bool, held: Option<u64>) -> Piece {
@@ -58,12 +58,15 @@ fn title(width: u16, shown: &Status) -> Vec<Piece> {
     let sampled = match shown.events_sampled {
         0 => String::new(),
         1 => "showing all".to_owned(),
-        some => format!("showing 1 in {}", format::count(some)),
+        some => format!("showing 1 in {}", format::short_count(some)),
     };
     if width < 110 {
         let all = rates.snapshot + rates.insert + rates.update + rates.delete;
         let comma = if sampled.is_empty() { "" } else { ", " };
-        return vec![piece("Events ", Token::Title), piece(format!("{}/s{comma}{sampled}", format::rate(all)), Token::Text)];
+        return vec![
+            piece("Events ", Token::Title),
+            piece(format!("{}/s{comma}{sampled}", format::rate(all)), Token::Text),
+        ];
     }
     let mut pieces = vec![piece("Events  ", Token::Title)];
     for (kind, rate) in [
@@ -78,7 +81,8 @@ fn title(width: u16, shown: &Status) -> Vec<Piece> {
     if let Some((text, _)) = pieces.last_mut() {
         text.pop();
     }
-    pieces.push(piece(format!("a second   {sampled}"), Token::Dim));
+    let gap = if sampled.is_empty() { "" } else { "   " };
+    pieces.push(piece(format!("a second{gap}{sampled}"), Token::Dim));
     pieces
 }
 
@@ -94,14 +98,24 @@ fn token(kind: EventKind) -> Token {
 
 fn line(canvas: &mut Canvas<'_>, row: Rect, event: &Event, shown: &Status, ages: bool) {
     let wide = row.width >= 108;
-    let (y, end) = (row.y, row.right());
-    let name_width = if row.width >= 150 { 24 } else if row.width >= 90 && !wide { 16 } else { 12 };
+    let (y, end) = (row.y, row.right().saturating_sub(1));
+    let name_width = if row.width >= 150 {
+        24
+    } else if row.width >= 90 && !wide {
+        16
+    } else {
+        12
+    };
     let mut x = row.x + 1;
     let mut put = |canvas: &mut Canvas<'_>, width: u16, text: &str, token: Token| {
         canvas.put(x, y, width.min(end.saturating_sub(x)), text, token);
         x = x.saturating_add(width + 1);
     };
-    let time = if ages { format::right(&format::age(event.at, shown.at), 12) } else { format::moment_millis(event.at, shown.at) };
+    let time = if ages {
+        format::right(&format::age(event.at, shown.at), 12)
+    } else {
+        format::moment_millis(event.at, shown.at)
+    };
     put(canvas, 12, &time, Token::Dim);
     put(canvas, 8, event_word(event.kind), token(event.kind));
     put(canvas, name_width, &format::clean(&event_table(shown, event.table)), Token::Text);
@@ -109,7 +123,8 @@ fn line(canvas: &mut Canvas<'_>, row: Rect, event: &Event, shown: &Status, ages:
     let key = format::clean(&event.key);
     match event.kind {
         EventKind::Snapshot => {
-            put(canvas, if wide { 17 } else { 15 }, &format!("chunk {key}"), Token::Text);
+            let chunk = format!("chunk {key}");
+            put(canvas, if wide { 17 } else { columns(&chunk).clamp(15, 17) }, &chunk, Token::Text);
             put(canvas, 11, &format!("{} rows", event.rows.map_or_else(format::unknown, format::count)), Token::Text);
             put(canvas, 28, &if wide { format!("claim to index {took}") } else { took }, Token::Text);
         }

@@ -80,13 +80,16 @@ fn phase_pieces(app: &App, status: &Status) -> Vec<Piece> {
     let held = format::clock_span(format::seconds_since(status.phase_since, status.at));
     let mut pieces = vec![piece(phase.word(), token)];
     match phase {
-        Phase::Connecting | Phase::Pausing | Phase::Paused | Phase::Stopping => pieces.push(piece(format!(" {held}"), token)),
+        Phase::Connecting | Phase::Pausing | Phase::Paused | Phase::Stopping => {
+            pieces.push(piece(format!(" {held}"), token))
+        }
         Phase::Degraded => pieces.push(piece(format!(" attempt {}", status.attempts), token)),
         _ => {}
     }
     if app.stopping.is_some() && !matches!(phase, Phase::Stopping | Phase::Stopped | Phase::Failed) {
         pieces.push(piece(" stop requested", Token::Warn));
-    } else if copying(status) && !matches!(phase, Phase::Failed | Phase::Stopped | Phase::Stopping | Phase::Connecting) {
+    } else if copying(status) && !matches!(phase, Phase::Failed | Phase::Stopped | Phase::Stopping | Phase::Connecting)
+    {
         pieces.push(piece(format!("  {}", format::percent(overall(status))), Token::Text));
         if !matches!(phase, Phase::Paused | Phase::Pausing | Phase::Degraded) {
             pieces.push(piece(format!("   ETA {}", format::eta(status.snapshot.eta)), Token::Text));
@@ -99,8 +102,12 @@ fn first(canvas: &mut Canvas<'_>, area: Rect, app: &App, status: &Status) {
     let at = |from_right: u16| area.right().saturating_sub(from_right);
     let up = || format!("up {}", format::clock_span(format::seconds_since(status.started_at, status.at)));
     let (phase_x, tail) = if area.width >= 180 {
-        let tail =
-            format!("started {}   {}      {} UTC", format::moment(status.started_at, status.at), up(), format::time(status.at));
+        let tail = format!(
+            "started {}   {}      {} UTC",
+            format::moment(status.started_at, status.at),
+            up(),
+            format::time(status.at)
+        );
         (at(103), tail)
     } else if area.width >= 110 {
         (at(51), up())
@@ -164,7 +171,7 @@ fn lag(canvas: &mut Canvas<'_>, area: Rect, app: &App, status: &Status) {
     let (outlook, token) = outlook(replication, status.phase);
     let outlook = if outlook.is_empty() { String::new() } else { format!(", {outlook}") };
     let wanted = columns(&kept) + columns(&outlook) + 5;
-    let (slot, slot_token) = slot_word(replication);
+    let (slot, slot_token) = slot_word(replication, status.phase);
     let mut end = area.right().saturating_sub(2);
     let fits = x + wanted + columns(&slot) <= end;
     if fits || !matches!(slot_token, Token::Ok | Token::Dim) {
@@ -194,7 +201,8 @@ fn flow(canvas: &mut Canvas<'_>, area: Rect, status: &Status) {
     };
     let throttled = format!("{}/s", format::rate(sink.throttled_per_second));
     if area.width >= 110 {
-        let rejected = if sink.rejected > 0 { format!("{}!", format::count(sink.rejected)) } else { "0".to_owned() };
+        let rejected =
+            if sink.rejected > 0 { format!("{}!", format::short_count(sink.rejected)) } else { "0".to_owned() };
         let big = area.width >= 180;
         pieces.extend([
             piece(format::right(&format::byte_rate(sink.bytes_per_second), 10), Token::Text),
@@ -219,7 +227,7 @@ fn flow(canvas: &mut Canvas<'_>, area: Rect, status: &Status) {
         if big {
             pieces.extend([
                 piece("   retried ", Token::Dim),
-                piece(format::count(sink.retried), Token::Text),
+                piece(format::short_count(sink.retried), Token::Text),
                 piece("   memory ", Token::Dim),
                 piece(format::bytes_opt(status.memory), Token::Text),
             ]);

@@ -64,6 +64,11 @@ fn alarm(app: &App, status: &Status, wide: bool) -> Option<Vec<Piece>> {
     match (status.phase, &status.problem) {
         (Phase::Failed, Some(problem)) => return bad(format!("FAILED: {}", problem.message)),
         (Phase::Failed, None) => return bad("FAILED: press 6 for the log".to_owned()),
+        (Phase::Connecting, None) => {
+            let text = "looking at PostgreSQL and Elasticsearch, making slot, publication and ledger";
+            return Some(vec![piece(text, Token::Dim)]);
+        }
+        (Phase::Connecting, Some(problem)) => return warn(format!("{}. {}", problem.message, problem.hint)),
         (Phase::Stopped, _) => return Some(vec![piece("STOPPED: q leaves; the next start goes on", Token::Text)]),
         _ => {}
     }
@@ -130,9 +135,13 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, status: &Stat
         canvas.put(area.x + 1, area.y, area.width.saturating_sub(1), text, Token::Dim);
         return;
     }
-    let able: Vec<(String, u8)> =
-        COMMANDS.iter().filter(|info| info.refusal(app, status).is_none()).filter_map(|info| hint(info, status)).collect();
-    let width = |most: u8| able.iter().filter(|(_, rank)| *rank <= most).map(|(text, _)| columns(text) + 2).sum::<u16>();
+    let able: Vec<(String, u8)> = COMMANDS
+        .iter()
+        .filter(|info| info.refusal(app, status).is_none())
+        .filter_map(|info| hint(info, status))
+        .collect();
+    let width =
+        |most: u8| able.iter().filter(|(_, rank)| *rank <= most).map(|(text, _)| columns(text) + 2).sum::<u16>();
     // Two blanks too many in the sum stand for the edges.
     let most = (0..=9).take_while(|&most| width(most) <= area.width).last().unwrap_or(0);
     let mut x = area.x + 1;

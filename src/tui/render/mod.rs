@@ -150,12 +150,13 @@ pub(super) struct Plan {
 /// Divides a screen of at least [`SMALLEST`].
 ///
 /// ```text
-/// 80x24                     120x40                    200x60
-/// header (3)                header (2)                header (2)
-/// Tables                    Tables      Replication   Tables       Replication
-/// Events                    Chunks      Elasticsearch Chunks       Elasticsearch
-/// status                    Events                    Events       Log
-/// hints                     status, hints             status, hints
+/// 80x24           80x50                       120x40                      200x60
+/// header (3)      header (3)                  header (2)                  header (2)
+/// Tables          Tables                      Tables      Replication     Tables       Replication
+/// Events          Chunks                      Chunks      Elasticsearch   Chunks       Elasticsearch
+/// status, hints   Replication Elasticsearch   Events                      Events       Log
+///                 Events                      status, hints               status, hints
+///                 status, hints
 /// ```
 pub(super) fn plan(area: Rect, app: &App, tables: usize) -> Plan {
     let single = app.single();
@@ -190,13 +191,31 @@ pub(super) fn plan(area: Rect, app: &App, tables: usize) -> Plan {
             panes.push((Pane::Log, right));
         }
     } else {
+        // A tall screen has room for the sides as well, one above the other.
+        let chunks = if area.width >= 80 && area.height >= 36 { 10 } else { 0 };
+        let sides = if area.width >= 80 && area.height >= 50 { 13 } else { 0 };
+        let lists = body.height - chunks - sides;
         // Eight lines of tables before any event; beyond that, what the tables need, up to three fifths.
-        let wanted = tables.saturating_add(3).clamp(11, (body.height * 3 / 5).max(11));
-        let first = if body.height < wanted + 3 { body.height.max(11) } else { wanted };
-        let first = if body.height.saturating_sub(first) < 3 { body.height } else { first };
-        panes.push((Pane::Tables, Rect { height: first, ..body }));
-        if first < body.height {
-            panes.push((Pane::Events, Rect { y: body.y + first, height: body.height - first, ..body }));
+        let wanted = tables.saturating_add(3).clamp(11, (lists * 3 / 5).max(11));
+        let first = if lists < wanted + 3 { lists } else { wanted };
+        let mut y = body.y;
+        let mut take = |height: u16| {
+            let taken = Rect { y, height, ..body };
+            y += height;
+            taken
+        };
+        panes.push((Pane::Tables, take(first)));
+        if chunks > 0 {
+            panes.push((Pane::Chunks, take(chunks)));
+        }
+        if sides > 0 {
+            let row = take(sides);
+            let left = Rect { width: row.width / 2, ..row };
+            panes.push((Pane::Replication, left));
+            panes.push((Pane::Sink, Rect { x: left.right(), width: row.width - left.width, ..row }));
+        }
+        if first < lists {
+            panes.push((Pane::Events, take(lists - first)));
         }
     }
     Plan {

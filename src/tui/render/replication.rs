@@ -62,11 +62,11 @@ pub(super) fn outlook(replication: &Replication, phase: Phase) -> (String, Token
     }
 }
 
-/// What a pause means for the slot, in one line: `3.4 of 50 GiB kept, full in 3h14m at 4.1 MiB/s`.
+/// What a pause means for the slot, in one line: `3.4 of 50 GiB, full in 3h14m at 4.1 MiB/s`.
 pub(in crate::tui) fn headroom(replication: &Replication) -> String {
     let (outlook, _) = outlook(replication, Phase::Paused);
     let kept = wal_kept(replication);
-    let kept = if kept == "-" { "how much is not known".to_owned() } else { format!("{kept} kept") };
+    let kept = if kept == "-" { "how much is not known".to_owned() } else { kept };
     let outlook = if outlook.is_empty() { String::new() } else { format!(", {outlook}") };
     match (replication.wal_per_second, replication.seconds_to_loss) {
         (Some(rate), Some(_)) => format!("{kept}{outlook} at {}", format::byte_rate(rate)),
@@ -75,9 +75,11 @@ pub(in crate::tui) fn headroom(replication: &Replication) -> String {
 }
 
 /// The slot in one or two words, for the header.
-pub(super) fn slot_word(replication: &Replication) -> (String, Token) {
-    if replication.slot.is_none() {
-        return ("no slot".to_owned(), Token::Dim);
+pub(super) fn slot_word(replication: &Replication, phase: Phase) -> (String, Token) {
+    match replication.slot {
+        None if phase == Phase::Connecting => return ("slot -".to_owned(), Token::Dim),
+        None => return ("no slot".to_owned(), Token::Dim),
+        Some(_) => {}
     }
     match (replication.wal_status.as_deref(), replication.active) {
         (None, _) => ("slot -".to_owned(), Token::Dim),
@@ -131,7 +133,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
         lines.push(Vec::new());
     }
 
-    let (word, token) = slot_word(replication);
+    let (word, token) = slot_word(replication, shown.phase);
     let slot = match (&replication.slot, &replication.wal_status) {
         (Some(_), Some(status)) => {
             let active = match replication.active {
@@ -142,6 +144,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
             format!("{}{active}", format::clean(status))
         }
         (Some(_), None) => format::unknown(),
+        (None, _) if shown.phase == Phase::Connecting => format::unknown(),
         (None, _) => "none".to_owned(),
     };
     let loud = if matches!(token, Token::Bad) && !word.is_empty() { "!" } else { "" };
@@ -163,7 +166,10 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
     lines.push(text("spilled", format::bytes_opt(replication.spilled_bytes)));
     if wide {
         let name = |name: &Option<String>| name.as_deref().map_or_else(format::unknown, format::clean);
-        lines.push(text("changes", format!("{} in {} transactions", format::rows(replication.changes), format::rows(replication.transactions))));
+        lines.push(text(
+            "changes",
+            format!("{} in {} transactions", format::rows(replication.changes), format::rows(replication.transactions)),
+        ));
         lines.push(text("slot name", name(&replication.slot)));
         lines.push(text("publication", name(&replication.publication)));
         lines.push(text("reconnects", replication.reconnects.to_string()));

@@ -79,9 +79,9 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
         dim("429 "),
         loud(format!("{}/s", format::rate(sink.throttled_per_second)), throttled, Token::Warn),
         dim("   retried "),
-        text(format::count(sink.retried)),
+        text(format::short_count(sink.retried)),
     ]);
-    let rejected = if sink.rejected > 0 { format!("{}!", format::count(sink.rejected)) } else { "0".to_owned() };
+    let rejected = if sink.rejected > 0 { format!("{}!", format::short_count(sink.rejected)) } else { "0".to_owned() };
     lines.push(vec![
         dim("rejected "),
         loud(rejected, sink.rejected > 0, Token::Bad),
@@ -90,7 +90,10 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
     ]);
     if let Some(trouble) = &sink.trouble {
         // Before the totals: a pane that has room for one more line must show what is wrong.
-        lines.push(vec![piece(format!("!{} (attempt {})", format::clean(&trouble.reason), trouble.attempts), Token::Warn)]);
+        lines.push(vec![piece(
+            format!("!{} (attempt {})", format::clean(&trouble.reason), trouble.attempts),
+            Token::Warn,
+        )]);
         if wide {
             lines.push(vec![piece(format::clean(&trouble.hint), Token::Text)]);
         }

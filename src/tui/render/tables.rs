@@ -92,7 +92,8 @@ fn choose(width: u16, names: u16) -> Vec<Placed> {
     let mut spare = width.saturating_sub(total(&placed));
     for (column, want) in [(Column::Name, names), (Column::Index, names + 3)] {
         if let Some((_, _, width)) = placed.iter_mut().find(|(other, ..)| *other == column) {
-            let more = want.saturating_sub(*width).min(spare);
+            // One column stays, so that nothing touches the border.
+            let more = want.saturating_sub(*width).min(spare.saturating_sub(1));
             *width += more;
             spare -= more;
         }
@@ -204,7 +205,14 @@ pub(super) fn state_word(table: &TableStatus) -> String {
     }
 }
 
-fn cell(canvas: &mut Canvas<'_>, (x, y, width): (u16, u16, u16), column: Column, table: &TableStatus, name: &str, app: &App) {
+fn cell(
+    canvas: &mut Canvas<'_>,
+    (x, y, width): (u16, u16, u16),
+    column: Column,
+    table: &TableStatus,
+    name: &str,
+    app: &App,
+) {
     let share = table.progress();
     let columns = usize::from(width);
     let (text, token) = match column {

@@ -9,15 +9,15 @@ use super::pgtide::problem::{Problem, ProblemKind};
 use super::pgtide::table::TableId;
 
 /// 2026-11-23 10:32:07.412 UTC
-pub const NOW: i64 = 1_795_429_927_412_000;
+pub(super) const NOW: i64 = 1_795_429_927_412_000;
 const SECOND: i64 = 1_000_000;
 
 /// Chunks as runs: `[(b'd', 1590), (b'c', 4)]`.
-pub fn chunks(runs: &[(u8, usize)]) -> ChunkMap {
+pub(super) fn chunks(runs: &[(u8, usize)]) -> ChunkMap {
     ChunkMap(runs.iter().flat_map(|&(state, count)| std::iter::repeat_n(state, count)).collect())
 }
 
-pub fn table(name: &str, state: TableState) -> TableStatus {
+pub(super) fn table(name: &str, state: TableState) -> TableStatus {
     TableStatus {
         table: TableName(TableId::new("public", name)),
         index: format!("{name}-v1"),
@@ -65,7 +65,14 @@ fn tables() -> Vec<TableStatus> {
 }
 
 fn event(seq: u64, kind: EventKind, table: u32, key: &str) -> Event {
-    Event { seq, at: NOW - i64::try_from(40 - seq).unwrap_or(0) * 7_000, kind, table, key: key.to_owned(), ..Event::default() }
+    Event {
+        seq,
+        at: NOW - i64::try_from(40 - seq).unwrap_or(0) * 7_000,
+        kind,
+        table,
+        key: key.to_owned(),
+        ..Event::default()
+    }
 }
 
 fn events() -> Vec<Event> {
@@ -77,13 +84,20 @@ fn events() -> Vec<Event> {
             latency: Some(0.29 + 0.01 * f64::from(u8::try_from(seq % 3).unwrap_or(0))),
             ..event(seq, kind, table, key)
         };
-        let chunk = |table, key: &str| Event { rows: Some(5000), latency: Some(0.038), ..event(seq, EventKind::Snapshot, table, key) };
+        let chunk = |table, key: &str| Event {
+            rows: Some(5000),
+            latency: Some(0.038),
+            ..event(seq, EventKind::Snapshot, table, key)
+        };
         events.push(match seq % 8 {
             0 => chunk(1, "4019/9500"),
             7 => change(EventKind::Update, 2, "88213"),
             6 => change(EventKind::Insert, 0, "9912031"),
             5 => change(EventKind::Delete, 6, "551"),
-            4 => Event { detail: "mapper_parsing_exception: failed to parse [qty]".to_owned(), ..event(seq, EventKind::Reject, 1, "77120") },
+            4 => Event {
+                detail: "mapper_parsing_exception: failed to parse [qty]".to_owned(),
+                ..event(seq, EventKind::Reject, 1, "77120")
+            },
             3 => chunk(5, "1820/25600"),
             2 => change(EventKind::Truncate, 3, ""),
             _ => change(EventKind::Insert, 0, "9912030"),
@@ -103,11 +117,14 @@ fn notices() -> Vec<Notice> {
         (55, Level::Info, "carts: chunk 62 of 124 done, table paused (operator)"),
         (27, Level::Warn, "order_items: 17 documents rejected, set aside"),
     ];
-    (1..).zip(lines).map(|(seq, (ago, level, text))| Notice { seq, at: NOW - ago * SECOND, level, text: text.to_owned() }).collect()
+    (1..)
+        .zip(lines)
+        .map(|(seq, (ago, level, text))| Notice { seq, at: NOW - ago * SECOND, level, text: text.to_owned() })
+        .collect()
 }
 
 /// A copy of seven tables, in the midst of it.
-pub fn backfill() -> Status {
+pub(super) fn backfill() -> Status {
     const GIB: u64 = 1 << 30;
     let confirmed = Lsn(0x2A_05A3_C1F8);
     Status {
@@ -115,7 +132,12 @@ pub fn backfill() -> Status {
         started_at: NOW - 8049 * SECOND,
         phase: Phase::Snapshot,
         phase_since: NOW - 8040 * SECOND,
-        source: Source { host: "pg-prod".to_owned(), port: 5432, database: "shop".to_owned(), version: Some("17.4".to_owned()) },
+        source: Source {
+            host: "pg-prod".to_owned(),
+            port: 5432,
+            database: "shop".to_owned(),
+            version: Some("17.4".to_owned()),
+        },
         sink: Sink {
             url: "https://es-a:9200".to_owned(),
             distribution: Some("elasticsearch".to_owned()),
@@ -191,7 +213,7 @@ pub fn backfill() -> Status {
 }
 
 /// Nothing is known yet.
-pub fn connecting() -> Status {
+pub(super) fn connecting() -> Status {
     Status {
         at: NOW,
         started_at: NOW - 3 * SECOND,
@@ -204,7 +226,7 @@ pub fn connecting() -> Status {
 }
 
 /// All tables follow the stream; the slot has no limit.
-pub fn streaming() -> Status {
+pub(super) fn streaming() -> Status {
     let mut status = backfill();
     status.phase = Phase::Streaming;
     for table in &mut status.tables {
@@ -228,12 +250,12 @@ pub fn streaming() -> Status {
 }
 
 /// A pause was asked for.
-pub fn pausing() -> Status {
+pub(super) fn pausing() -> Status {
     Status { phase: Phase::Pausing, phase_since: NOW - 2 * SECOND, ..backfill() }
 }
 
 /// The pause has come.
-pub fn paused() -> Status {
+pub(super) fn paused() -> Status {
     let mut status = Status { phase: Phase::Paused, phase_since: NOW - 252 * SECOND, ..backfill() };
     (status.sink.in_flight, status.sink.queued_documents, status.sink.documents_per_second) = (0, 0, 0.0);
     (status.sink.bytes_per_second, status.sink.throttled_per_second) = (0.0, 0.0);
@@ -246,7 +268,7 @@ pub fn paused() -> Status {
 }
 
 /// An operator is needed.
-pub fn failed() -> Status {
+pub(super) fn failed() -> Status {
     let problem = Problem::new(
         ProblemKind::Gap,
         "the slot cdc_shop is lost: PostgreSQL removed WAL that it needed",
@@ -260,7 +282,7 @@ pub fn failed() -> Status {
 }
 
 /// Elasticsearch refuses.
-pub fn degraded() -> Status {
+pub(super) fn degraded() -> Status {
     let problem = Problem::new(
         ProblemKind::Elasticsearch,
         "Elasticsearch at es-a:9200 does not answer: connection refused",
@@ -277,12 +299,12 @@ pub fn degraded() -> Status {
 }
 
 /// Commands are refused.
-pub fn read_only() -> Status {
+pub(super) fn read_only() -> Status {
     Status { read_only: true, ..backfill() }
 }
 
 /// As many tables as a large schema has.
-pub fn many_tables() -> Status {
+pub(super) fn many_tables() -> Status {
     let mut status = backfill();
     let some = status.tables.clone();
     status.tables = (0..500)
@@ -296,10 +318,17 @@ pub fn many_tables() -> Status {
 }
 
 /// Names and texts that would like to steer the terminal, or to spoil the columns.
-pub fn hostile() -> Status {
+pub(super) fn hostile() -> Status {
     let mut status = backfill();
-    let names =
-        ["\u{1b}[2J\u{1b}[31mred", "注文明細テーブルの長い名前", "e\u{301}e\u{301}\u{202e}drow", "a\r\nb\tc\u{9b}1m", "👩‍👩‍👧 family", "", "z\u{301}\u{301}\u{301}\u{301}\u{301}\u{301}\u{301}x"];
+    let names = [
+        "\u{1b}[2J\u{1b}[31mred",
+        "注文明細テーブルの長い名前",
+        "e\u{301}e\u{301}\u{202e}drow",
+        "a\r\nb\tc\u{9b}1m",
+        "👩‍👩‍👧 family",
+        "",
+        "z\u{301}\u{301}\u{301}\u{301}\u{301}\u{301}\u{301}x",
+    ];
     for (table, name) in status.tables.iter_mut().zip(names) {
         table.table = TableName(TableId::new("public", name));
         table.index = format!("idx-{name}");
@@ -318,7 +347,7 @@ pub fn hostile() -> Status {
 }
 
 /// Counters that have run for years.
-pub fn huge() -> Status {
+pub(super) fn huge() -> Status {
     const TRILLION: u64 = 1_000_000_000_000;
     let mut status = backfill();
     for table in &mut status.tables {
@@ -342,7 +371,7 @@ pub fn huge() -> Status {
 }
 
 /// All of them by name.
-pub fn all() -> Vec<(&'static str, Status)> {
+pub(super) fn all() -> Vec<(&'static str, Status)> {
     vec![
         ("connecting", connecting()),
         ("backfill", backfill()),

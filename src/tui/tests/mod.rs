@@ -16,7 +16,8 @@ use super::{ColorChoice, Options};
 
 /// A screen as the tests want it, whatever their environment says.
 fn app() -> App {
-    let options = Options { color: ColorChoice::Always, ascii: Some(false), name: "NAME".to_owned(), ..Options::default() };
+    let options =
+        Options { color: ColorChoice::Always, ascii: Some(false), name: "NAME".to_owned(), ..Options::default() };
     App::new(&options)
 }
 

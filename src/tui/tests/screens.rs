@@ -12,7 +12,8 @@ fn warm(app: &mut App, status: &Status) {
         let mut earlier = status.clone();
         earlier.at -= i64::from(step) * 5_000_000;
         let level = f64::from(24 - step) / 24.0;
-        earlier.replication.lag_bytes = status.replication.lag_bytes.map(|lag| lag / 24 * u64::try_from(24 - step).unwrap());
+        earlier.replication.lag_bytes =
+            status.replication.lag_bytes.map(|lag| lag / 24 * u64::try_from(24 - step).unwrap());
         earlier.sink.last_latency = status.sink.last_latency.map(|latency| latency * (0.4 + (level * 9.0).sin().abs()));
         app.observe(&earlier);
     }
@@ -51,13 +52,15 @@ fn scenarios() {
     for (name, status) in fixture::all() {
         snapshot(name, "", &status, &[(80, 24), (120, 40), (200, 60)]);
     }
-    snapshot("backfill", "", &fixture::backfill(), &[(59, 14), (60, 15), (70, 20), (100, 50), (200, 24)]);
+    snapshot("backfill", "", &fixture::backfill(), &[(59, 14), (60, 15), (70, 20), (80, 36), (100, 50), (200, 24)]);
 }
 
 #[test]
 fn views() {
     let status = fixture::backfill();
-    for (name, keys) in [("view_tables", "2"), ("view_chunks", "3"), ("view_events", "4"), ("view_errors", "5"), ("view_log", "6")] {
+    for (name, keys) in
+        [("view_tables", "2"), ("view_chunks", "3"), ("view_events", "4"), ("view_errors", "5"), ("view_log", "6")]
+    {
         snapshot(name, keys, &status, &[(80, 24), (120, 40)]);
     }
     snapshot("zoom_events", "\tz", &status, &[(80, 24)]);
@@ -124,7 +127,12 @@ fn no_order_reaches_a_cell() {
             press(&mut app, &status, keys);
             let buffer = draw(&mut app, &status, width, height);
             for cell in &buffer.content {
-                let bad = |c: char| c.is_control() || ('\u{200b}'..='\u{200f}').contains(&c) || ('\u{2028}'..='\u{202e}').contains(&c) || ('\u{2066}'..='\u{2069}').contains(&c);
+                let bad = |c: char| {
+                    c.is_control()
+                        || ('\u{200b}'..='\u{200f}').contains(&c)
+                        || ('\u{2028}'..='\u{202e}').contains(&c)
+                        || ('\u{2066}'..='\u{2069}').contains(&c)
+                };
                 assert!(!cell.symbol().chars().any(bad), "{:?} after {keys:?}", cell.symbol());
             }
         }
@@ -164,7 +172,11 @@ fn every_size() {
         None,
         Some(Dialog::Quit { stop: true }),
         Some(Dialog::Help { scroll: usize::MAX }),
-        Some(Dialog::Detail { title: "注文".to_owned(), lines: vec![("a".to_owned(), "b ".repeat(500))], scroll: usize::MAX }),
+        Some(Dialog::Detail {
+            title: "注文".to_owned(),
+            lines: vec![("a".to_owned(), "b ".repeat(500))],
+            scroll: usize::MAX,
+        }),
         Some(Dialog::Resnapshot {
             table: fixture::backfill().tables[0].table.0.clone(),
             typed: "注文".repeat(60),
@@ -174,7 +186,8 @@ fn every_size() {
         Some(Dialog::Filter { pane: Pane::Tables, before: crate::tui::app::Filter::default() }),
     ];
     let views = [View::Overview, View::Tables, View::Chunks, View::Events, View::Errors, View::Log];
-    let scenarios = [fixture::backfill(), fixture::hostile(), fixture::huge(), fixture::failed(), fixture::connecting()];
+    let scenarios =
+        [fixture::backfill(), fixture::hostile(), fixture::huge(), fixture::failed(), fixture::connecting()];
     let mut turn = 0;
     let mut app = app();
     for width in (0..=130).chain((131..=220).step_by(13)) {
