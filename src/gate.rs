@@ -20,7 +20,8 @@ struct Inner {
 
 impl Default for Gate {
     fn default() -> Self {
-        let inner = Inner { closed: watch::Sender::new(false), workers: AtomicUsize::new(0), parked: AtomicUsize::new(0) };
+        let inner =
+            Inner { closed: watch::Sender::new(false), workers: AtomicUsize::new(0), parked: AtomicUsize::new(0) };
         Self { inner: Arc::new(inner) }
     }
 }

@@ -87,7 +87,8 @@ pub(super) async fn main(arguments: Arguments) -> Result<ExitCode, Problem> {
 }
 
 async fn set_up(arguments: &Arguments, bars: &Bars) -> Result<(Stage, Config), Problem> {
-    let server = Server::start(demo::Options { on_step: bars.on_step(), ..demo::Options::default() }).await.map_err(failed)?;
+    let server =
+        Server::start(demo::Options { on_step: bars.on_step(), ..demo::Options::default() }).await.map_err(failed)?;
     server.create_database(DATABASE).await.map_err(failed)?;
     let client = server.connect(DATABASE).await.map_err(failed)?;
     demo::seed(&client, arguments.rows, bars.on_rows()).await.map_err(failed)?;

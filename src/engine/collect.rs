@@ -8,9 +8,7 @@ use crate::config::Mode;
 use crate::lsn::Lsn;
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::SinkStats;
-use crate::status::{
-    Phase, Replication, Sink, SnapshotStatus, Source, Status, TableName, TableState, TableStatus,
-};
+use crate::status::{Phase, Replication, Sink, SnapshotStatus, Source, Status, TableName, TableState, TableStatus};
 use crate::telemetry::{TableCounters, lock, now};
 
 /// Bulks that failed in a row before the whole pipeline is said to be in trouble: one 429 is everyday.
@@ -78,24 +76,26 @@ pub(super) fn status(shared: &Shared) -> Status {
 
 /// What the pipeline does, said so that it is true: a pause is one only when nothing moves, and a sink that refuses
 /// is not streaming.
-fn phase(
-    shared: &Shared,
-    state: &super::shared::PhaseState,
-    stats: &SinkStats,
-) -> (Phase, i64, Option<Problem>, u32) {
+fn phase(shared: &Shared, state: &super::shared::PhaseState, stats: &SinkStats) -> (Phase, i64, Option<Problem>, u32) {
     let works = matches!(state.phase, Phase::Snapshot | Phase::CatchUp | Phase::Streaming);
     if let Some(since) = state.paused_since.filter(|_| works || state.phase == Phase::Connecting) {
         let phase = if shared.gate.holds_all() { Phase::Paused } else { Phase::Pausing };
         return (phase, since, None, 0);
     }
     if works && let Some(trouble) = stats.trouble.as_ref().filter(|trouble| trouble.attempts >= TROUBLED) {
-        let problem = Problem::new(ProblemKind::Elasticsearch, trouble.reason.clone(), trouble.hint.clone()).transient();
+        let problem =
+            Problem::new(ProblemKind::Elasticsearch, trouble.reason.clone(), trouble.hint.clone()).transient();
         return (Phase::Degraded, trouble.since, Some(problem), trouble.attempts);
     }
     (state.phase, state.since, state.problem.clone(), state.attempts)
 }
 
-#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "figures for a screen")]
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "figures for a screen"
+)]
 fn table_status(
     table: &TableCounters,
     chunk_rows: u64,
@@ -162,7 +162,12 @@ fn overall_eta(tables: &[TableStatus], rate: f64) -> Option<u64> {
     Some(all.map_or(slowest, |all| all.max(slowest)))
 }
 
-#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "figures for a screen")]
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "figures for a screen"
+)]
 fn replication(shared: &Shared, wal_rate: f64, keep_limit: Option<u64>, at: i64) -> Replication {
     let config = &shared.options.config;
     let counters = &shared.counters;

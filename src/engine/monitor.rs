@@ -88,7 +88,8 @@ pub(super) async fn sample(shared: Arc<Shared>) {
         sampled.tables.resize_with(shared.counters.tables.len(), TableRates::default);
         let mut totals = [0_u64; 4];
         for (table, rates) in shared.counters.tables.iter().zip(&mut sampled.tables) {
-            let own = [&table.snapshot_rows, &table.inserts, &table.updates, &table.deletes].map(|count| count.load(Relaxed));
+            let own =
+                [&table.snapshot_rows, &table.inserts, &table.updates, &table.deletes].map(|count| count.load(Relaxed));
             rates.all.sample(float(own.iter().sum()), elapsed, SPAN);
             rates.copied.sample(float(own[0]), elapsed, 60.0);
             for (total, own) in totals.iter_mut().zip(own) {

@@ -109,7 +109,9 @@ fn obey(shared: &Shared, command: &Command) -> Answer {
         Command::PauseTable(id) => {
             let counters = &shared.counters.tables[table(id)?];
             if !matches!(counters.state(), TableState::Queued | TableState::Copying | TableState::Retrying) {
-                return Err(format!("{id} is not being copied; its changes come with everyone's stream, which p pauses"));
+                return Err(format!(
+                    "{id} is not being copied; its changes come with everyone's stream, which p pauses"
+                ));
             }
             counters.paused.store(true, Relaxed);
             shared.counters.notice(Level::Info, format!("{id}: copy held by the operator"));
@@ -349,7 +351,8 @@ async fn to_copy(shared: &Shared, ledger: &Ledger, slot: bool, server: &Server) 
 /// The tables that the snapshot copies: `snapshot.tables` where there are any, else all.
 fn copied_tables(config: &Config, tables: &[snapshot::Table]) -> Vec<snapshot::Table> {
     let wanted = &config.cdc.snapshot.tables;
-    let is_wanted = |table: &&snapshot::Table| wanted.is_empty() || wanted.iter().any(|entry| entry.id == table.mapping.table);
+    let is_wanted =
+        |table: &&snapshot::Table| wanted.is_empty() || wanted.iter().any(|entry| entry.id == table.mapping.table);
     tables.iter().filter(is_wanted).cloned().collect()
 }
 
@@ -387,7 +390,9 @@ async fn resnapshots(
                 if let Err(problem) = ledger.forget(&table.mapping.table).await {
                     tracing::warn!("{problem}");
                 }
-                shared.counters.notice(Level::Info, format!("{}: resnapshot given up by the operator", table.mapping.table));
+                shared
+                    .counters
+                    .notice(Level::Info, format!("{}: resnapshot given up by the operator", table.mapping.table));
             }
             Err(problem) if problem.transient && attempts < AGAIN => {
                 attempts += 1;
@@ -432,7 +437,8 @@ async fn again(
     let server = preflight::server(&client).await?;
     let id = table.mapping.table.clone();
     let mut ready =
-        preflight::tables(&client, config, &server, std::slice::from_ref(&id), shared.options.handler.is_none()).await?;
+        preflight::tables(&client, config, &server, std::slice::from_ref(&id), shared.options.handler.is_none())
+            .await?;
     let Some(ready) = ready.pop() else { return Ok(()) };
     let table = snapshot::Table { mapping: Arc::clone(&table.mapping), ready };
     let context = shared.snapshot_context(stop);

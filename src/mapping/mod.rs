@@ -104,7 +104,12 @@ pub struct Handled<'a> {
 impl Handled<'_> {
     /// The actions for a change of this kind with these rows.
     #[must_use]
-    pub fn actions(&self, operation: Operation, new: Option<Row<'_>>, old: Option<Row<'_>>) -> Vec<crate::change::Action> {
+    pub fn actions(
+        &self,
+        operation: Operation,
+        new: Option<Row<'_>>,
+        old: Option<Row<'_>>,
+    ) -> Vec<crate::change::Action> {
         self.handler.handle(&Change {
             operation,
             table: &self.mapping.table,

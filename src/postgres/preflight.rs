@@ -242,7 +242,9 @@ async fn published(client: &Client, config: &Config, server: &Server, found: &mu
         publication::create(client, cdc, server.version).await?;
         publication = publication::find(client, name, server.version).await?;
     }
-    let Some(publication) = publication else { return Err(setup(format!("publication {name} is gone again"), "Start again.")) };
+    let Some(publication) = publication else {
+        return Err(setup(format!("publication {name} is gone again"), "Start again."));
+    };
     for ready in found {
         let id = &ready.info.id;
         let leaf = |published: &&publication::Published| {
@@ -251,11 +253,7 @@ async fn published(client: &Client, config: &Config, server: &Server, found: &mu
         let Some(entry) = publication.tables.iter().find(leaf) else {
             return Err(setup(
                 format!("publication {name} does not publish table {id}"),
-                format!(
-                    "ALTER PUBLICATION {} ADD TABLE {};",
-                    crate::table::quote_identifier(name),
-                    id.quoted()
-                ),
+                format!("ALTER PUBLICATION {} ADD TABLE {};", crate::table::quote_identifier(name), id.quoted()),
             ));
         };
         if !entry.columns.is_empty() {
@@ -281,8 +279,19 @@ async fn published(client: &Client, config: &Config, server: &Server, found: &mu
 /// Names that Elasticsearch keeps for itself, or cannot take: said at once rather than once per document.
 fn reserved(info: &TableInfo) -> Result<(), Problem> {
     const RESERVED: &[&str] = &[
-        "_id", "_index", "_source", "_type", "_routing", "_field_names", "_ignored", "_size", "_seq_no", "_version",
-        "_tier", "_doc_count", "_nested_path",
+        "_id",
+        "_index",
+        "_source",
+        "_type",
+        "_routing",
+        "_field_names",
+        "_ignored",
+        "_size",
+        "_seq_no",
+        "_version",
+        "_tier",
+        "_doc_count",
+        "_nested_path",
     ];
     for column in &info.columns {
         let name = column.name.as_str();

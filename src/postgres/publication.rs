@@ -146,7 +146,11 @@ pub async fn set_replica_identity(client: &Client, table: &Table, present: char)
         client.batch_execute("ROLLBACK").await?;
         return Err(Problem::new(
             ProblemKind::Setup,
-            format!("cannot set the replica identity of {} to {clause}: {}", table.id, super::PostgresError::from(error)),
+            format!(
+                "cannot set the replica identity of {} to {clause}: {}",
+                table.id,
+                super::PostgresError::from(error)
+            ),
             "Set it yourself with ALTER TABLE, or remove `replicaIdentity` from the configuration to leave it as it is.",
         ));
     }

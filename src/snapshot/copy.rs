@@ -97,7 +97,9 @@ impl Copying {
         }
         let (mut copied, mut problem) = (Copied::default(), None);
         while let Some(ended) = tasks.join_next().await {
-            match ended.unwrap_or_else(|panic| Err(Problem::new(ProblemKind::Internal, format!("a copy worker died: {panic}"), "Report this."))) {
+            match ended.unwrap_or_else(|panic| {
+                Err(Problem::new(ProblemKind::Internal, format!("a copy worker died: {panic}"), "Report this."))
+            }) {
                 Ok(done) => {
                     copied.superseded += done.superseded;
                     copied.rejected += done.rejected;
@@ -223,8 +225,11 @@ impl Worker {
         if let Some(filter) = &table.condition {
             condition = format!("{condition} AND ({filter})");
         }
-        let sql =
-            format!("COPY (SELECT {} FROM ONLY {} WHERE {condition}) TO STDOUT", table.select_list, chunk.range.leaf.quoted());
+        let sql = format!(
+            "COPY (SELECT {} FROM ONLY {} WHERE {condition}) TO STDOUT",
+            table.select_list,
+            chunk.range.leaf.quoted()
+        );
         let mut lines = pin!(client.copy_out(&sql).await?);
         let (mut rows, mut reported) = (0, 0);
         while let Some(line) = lines.next().await {
@@ -365,7 +370,10 @@ fn foreign(copying: &Copying, segments: &[Segment]) -> Problem {
     let index = tables.first().map_or("", |table| table.index.as_str());
     Problem::new(
         ProblemKind::Gap,
-        format!("index {index} holds documents of a later version than this PostgreSQL has reached ({})", Lsn(copying.version)),
+        format!(
+            "index {index} holds documents of a later version than this PostgreSQL has reached ({})",
+            Lsn(copying.version)
+        ),
         "They were written from another server, or before this one was restored from a backup, and would keep newer rows \
          out. Delete that index or name another in `elasticsearch.tableIndexMapping`, then start again.",
     )
@@ -378,7 +386,11 @@ pub(super) fn stopped() -> Problem {
 fn ragged(table: &CopyTable, bytes: usize) -> Problem {
     Problem::new(
         ProblemKind::Internal,
-        format!("a copied line of {bytes} bytes does not fit the {} columns of {}", table.shape.columns().len(), table.mapping.table),
+        format!(
+            "a copied line of {bytes} bytes does not fit the {} columns of {}",
+            table.shape.columns().len(),
+            table.mapping.table
+        ),
         "Report this. Nothing of that chunk counts as copied.",
     )
 }

@@ -150,7 +150,8 @@ pub(super) async fn import(client: &Client, snapshot: &str) -> Result<(), Proble
     client.batch_execute(&sql).await.map_err(|error| {
         use tokio_postgres::error::SqlState;
         // 42704 since PostgreSQL 17, 22023 before, 55000 when the exporting transaction has just ended.
-        let gone = [SqlState::UNDEFINED_OBJECT, SqlState::INVALID_PARAMETER_VALUE, SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE];
+        let gone =
+            [SqlState::UNDEFINED_OBJECT, SqlState::INVALID_PARAMETER_VALUE, SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE];
         if error.code().is_some_and(|code| gone.contains(code)) {
             return Problem::new(
                 ProblemKind::Postgres,

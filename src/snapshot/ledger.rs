@@ -146,7 +146,10 @@ impl Ledger {
     pub async fn try_lock(&self) -> Result<bool, Problem> {
         let row = self
             .client
-            .query_one("SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('pgtide ' || $1, 0))", &[&self.job])
+            .query_one(
+                "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('pgtide ' || $1, 0))",
+                &[&self.job],
+            )
             .await?;
         Ok(row.get(0))
     }
@@ -379,7 +382,8 @@ impl Ledger {
     /// The query fails.
     pub async fn finish_job(&self) -> Result<bool, Problem> {
         let transaction = self.transaction().await?;
-        let changed = self.client
+        let changed = self
+            .client
             .execute(
                 "UPDATE public.cdc_snapshot_job j SET completed = TRUE, sweep = FALSE
                  WHERE slot_name = $1 AND NOT EXISTS (SELECT FROM public.cdc_snapshot_chunks c
@@ -437,13 +441,7 @@ fn chunk_row(row: &tokio_postgres::Row) -> ChunkRow {
     }
 }
 
-async fn insert_chunks(
-    client: &Client,
-    job: &str,
-    table: &TableId,
-    ranges: &[Range],
-    lsn: Lsn,
-) -> Result<(), Problem> {
+async fn insert_chunks(client: &Client, job: &str, table: &TableId, ranges: &[Range], lsn: Lsn) -> Result<(), Problem> {
     let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     // The parameters of one statement must fit into memory on both sides.
     for (batch, ranges) in ranges.chunks(10_000).enumerate() {

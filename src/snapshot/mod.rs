@@ -249,7 +249,10 @@ async fn go_on(
         if !known.is_empty() {
             context.counters.notice(
                 Level::Warn,
-                format!("{}: was rewritten since its copy began, so it is copied from its beginning", table.mapping.table),
+                format!(
+                    "{}: was rewritten since its copy began, so it is copied from its beginning",
+                    table.mapping.table
+                ),
             );
         }
         ledger.replan(&table.mapping.table, keeper.lsn, &planned(table)).await?;

@@ -76,7 +76,8 @@ mod tests {
 
     #[test]
     fn ranges_cover_every_page_once_and_the_last_has_no_end() {
-        for (pages, rows, chunk) in [(0, None, 10), (1, Some(5), 10), (100, Some(8_000), 1_000), (7, None, 1), (9, Some(0), 5)]
+        for (pages, rows, chunk) in
+            [(0, None, 10), (1, Some(5), 10), (100, Some(8_000), 1_000), (7, None, 1), (9, Some(0), 5)]
         {
             let ranges = plan(&[leaf(pages, rows)], chunk);
             assert_eq!(ranges[0].start, 0);

@@ -13,7 +13,7 @@ use super::tracker::Tracker;
 use crate::change::{Action, ActionBody, Field, Handler, Operation, Row};
 use crate::lsn::Lsn;
 use crate::mapping::{Handled, TableMapping, unwritable, write_row};
-use crate::postgres::pgoutput::{Message, Old, Oids, Tuple, decode, system_time};
+use crate::postgres::pgoutput::{Message, Oids, Old, Tuple, decode, system_time};
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::{Lanes, Sink};
 use crate::snapshot::Resnapshots;
@@ -104,7 +104,11 @@ impl Applier {
     #[inline]
     pub(super) async fn apply(&mut self, data: &[u8]) -> Result<(), Problem> {
         let message = decode(data).map_err(|error| {
-            Problem::new(ProblemKind::Internal, format!("PostgreSQL sent what pgtide cannot read: {error}"), "Report this.")
+            Problem::new(
+                ProblemKind::Internal,
+                format!("PostgreSQL sent what pgtide cannot read: {error}"),
+                "Report this.",
+            )
         })?;
         match message {
             Message::Insert { oid, new } => {
@@ -145,7 +149,8 @@ impl Applier {
         let transaction = self.transaction;
         if let Some(handler) = self.handler.clone() {
             let fields: Vec<Field<'_>> = new.iter().collect();
-            let actions = handled(&handler, mapping, transaction).actions(Operation::Insert, Some(row(relation, &fields)), None);
+            let actions =
+                handled(&handler, mapping, transaction).actions(Operation::Insert, Some(row(relation, &fields)), None);
             let mapping = Arc::clone(mapping);
             return self.act(&mapping, &actions, EventKind::Insert);
         }
@@ -179,7 +184,9 @@ impl Applier {
                 _ => None,
             };
             match old_fields {
-                Some(old) => merged.extend(new.iter().zip(old).map(|(new, old)| if new == Field::Unchanged { old } else { new })),
+                Some(old) => {
+                    merged.extend(new.iter().zip(old).map(|(new, old)| if new == Field::Unchanged { old } else { new }))
+                }
                 None => return Ok(Left::Fill),
             }
             if merged.contains(&Field::Unchanged) {
@@ -215,8 +222,11 @@ impl Applier {
         if let Some(handler) = self.handler.clone() {
             let old: Option<Vec<Field<'_>>> = old.map(|(_, old)| old.iter().collect());
             let old_row = old.as_deref().map(|fields| row(relation, fields));
-            let actions =
-                handled(&handler, mapping, transaction).actions(Operation::Update, Some(row(relation, &merged)), old_row);
+            let actions = handled(&handler, mapping, transaction).actions(
+                Operation::Update,
+                Some(row(relation, &merged)),
+                old_row,
+            );
             let mapping = Arc::clone(mapping);
             self.act(&mapping, &actions, EventKind::Update)?;
             return Ok(Left::Nothing);
@@ -272,7 +282,8 @@ impl Applier {
         let transaction = self.transaction;
         if let Some(handler) = self.handler.clone() {
             let fields: Vec<Field<'_>> = old.iter().collect();
-            let actions = handled(&handler, mapping, transaction).actions(Operation::Delete, None, Some(row(relation, &fields)));
+            let actions =
+                handled(&handler, mapping, transaction).actions(Operation::Delete, None, Some(row(relation, &fields)));
             let mapping = Arc::clone(mapping);
             return self.act(&mapping, &actions, EventKind::Delete);
         }
@@ -301,7 +312,10 @@ impl Applier {
                 // Which documents came from that partition, the index does not tell.
                 self.counters.notice(
                     Level::Warn,
-                    format!("{}: a partition was truncated; the table is copied again to remove its documents", mapping.table),
+                    format!(
+                        "{}: a partition was truncated; the table is copied again to remove its documents",
+                        mapping.table
+                    ),
                 );
                 self.resnapshots.want(mapping.number);
                 continue;
@@ -345,7 +359,11 @@ impl Applier {
         let event = Event {
             kind,
             table: u32::try_from(table).unwrap_or(u32::MAX),
-            key: if kind == EventKind::Truncate { String::new() } else { String::from_utf8_lossy(&self.id[..cut]).into_owned() },
+            key: if kind == EventKind::Truncate {
+                String::new()
+            } else {
+                String::from_utf8_lossy(&self.id[..cut]).into_owned()
+            },
             xid: Some(self.transaction.xid),
             lsn: Some(self.transaction.commit),
             // Becomes the time from commit to answer.

@@ -57,10 +57,8 @@ pub async fn run(options: Options) -> Result<(), Problem> {
     let session = Session::connect(cdc, "stream").await?;
     // From wherever the slot stands: a position of ours that is ahead of it would silently skip.
     let (mut reader, feedback) = session.start(&cdc.slot.name, Lsn::ZERO, &cdc.publication.name).await?;
-    let limits = Limits {
-        documents: config.elasticsearch.batch_size_limit,
-        bytes: config.elasticsearch.batch_byte_size_limit,
-    };
+    let limits =
+        Limits { documents: config.elasticsearch.batch_size_limit, bytes: config.elasticsearch.batch_byte_size_limit };
     // Bulks on their way are given up only when the process is told to stop a second time: their answers decide what
     // may be confirmed.
     let give_up = CancellationToken::new();
@@ -79,6 +77,8 @@ pub async fn run(options: Options) -> Result<(), Problem> {
     };
     give_up.cancel();
     feedback.confirm(applier.confirm());
+    // Nobody reads any more: what the server still sends must not keep it from hearing the last position.
+    drop(reader);
     let finished = feedback.finish().await.map_err(Problem::from);
     outcome.and(drained).and(finished)
 }

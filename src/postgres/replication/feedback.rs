@@ -15,8 +15,8 @@ use crate::lsn::Lsn;
 
 use super::super::error::PostgresError;
 use super::super::pgoutput::POSTGRES_EPOCH;
-use super::socket::Socket;
 use super::closed;
+use super::socket::Socket;
 
 /// Between two updates when nothing happens.
 const INTERVAL: Duration = Duration::from_secs(1);
