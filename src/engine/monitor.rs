@@ -73,14 +73,17 @@ impl Sampled {
 
 const SPAN: f64 = 10.0;
 
-/// Samples the counters four times a second. Ends never.
+/// Looks for the end of the catch-up forty times a second, and samples the counters four times. Ends never.
 pub(super) async fn sample(shared: Arc<Shared>) {
-    let mut ticks = tokio::time::interval(Duration::from_millis(250));
+    let mut ticks = tokio::time::interval(Duration::from_millis(25));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut last = Instant::now();
     loop {
         ticks.tick().await;
         shared.caught_up();
+        if last.elapsed() < Duration::from_millis(250) {
+            continue;
+        }
         let elapsed = last.elapsed().as_secs_f64();
         last = Instant::now();
         let sink = shared.sink.stats();

@@ -360,6 +360,13 @@ async fn deliver(
                 ..Event::default()
             };
             copying.counters.event(event, 1);
+            tracing::info!(
+                table = %table.table,
+                chunk = segment.chunk.index + 1,
+                of = table.chunk_count(),
+                rows,
+                "snapshot data captured"
+            );
         }
     }
     Ok(copied)
