@@ -381,7 +381,8 @@ async fn again_recorded(
     Ok(())
 }
 
-/// Sends the deletes that the stream made during the copy once more, for rows that were on their way at the time.
+/// Removes the copied rows that the stream deleted while they were on their way. At the copy's own version: a document
+/// that the deleting transaction itself wrote again has the version of the delete, and must stay.
 async fn redo_deletes(
     context: &Context,
     mapping: &TableMapping,
@@ -392,8 +393,8 @@ async fn redo_deletes(
     let limit = context.config.elasticsearch.batch_size_limit;
     for batch in deletes.since(version).chunks(limit.max(1)) {
         let mut body = Body::with_capacity(batch.len() * 96);
-        for (id, at) in batch {
-            body.delete(&mapping.target, id, *at);
+        for (id, _) in batch {
+            body.delete(&mapping.target, id, version);
         }
         context.sink.deliver(body, stop).await?;
     }
