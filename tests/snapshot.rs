@@ -250,7 +250,8 @@ async fn snapshot_only_ends_and_leaves_nothing_behind() {
     assert_eq!(rig.count(slots).await, 0, "a slot was made");
     assert_eq!(rig.count("SELECT count(*) FROM pg_publication").await, 0, "a publication was made");
     rig.nobody_idles_in_a_transaction().await;
-    let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgtide%'";
+    let others =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgtide%'";
     wait_until("all its sessions are gone", LIMIT, || async { rig.count(others).await == 0 }).await;
 
     books(&rig, 21, 21).await;

@@ -49,8 +49,7 @@ impl Rig {
     }
 
     async fn of(server: &Server, database: &str) -> Self {
-        let store =
-            Store::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), store::Options::default()).await.unwrap();
+        let store = Store::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), store::Options::default()).await.unwrap();
         let mut rig = Self {
             name: database.to_owned(),
             client: server.connect(database).await.unwrap(),
@@ -135,7 +134,8 @@ impl Rig {
 
     /// `confirmed_flush_lsn` of the slot.
     pub async fn confirmed(&self) -> Lsn {
-        let sql = format!("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = '{}'", self.name);
+        let sql =
+            format!("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = '{}'", self.name);
         self.text(&sql).await.parse().unwrap()
     }
 
