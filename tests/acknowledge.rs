@@ -1,0 +1,291 @@
+//! What is acknowledged and when, and what survives refusals, lost connections and a pause.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::HashSet;
+
+use pgtide::engine::{Command, Engine, Phase};
+use pgtide::lsn::Lsn;
+use pgtide::store::{Effect, Fault};
+use support::pipeline::{LIMIT, Rig, live, metric, phase, stop};
+use support::{own_server, wait_until};
+
+const BOOKS: &str = "CREATE TABLE books (id int PRIMARY KEY, title text); CREATE TABLE noise (id serial PRIMARY KEY)";
+
+/// Tables `books`, which goes to an index, and `noise`, which is published only.
+async fn rig_with_books(rig: &Rig) -> Engine {
+    rig.sql(BOOKS).await;
+    let mut config = rig.config(&["books", "noise"]);
+    config.elasticsearch.table_index_mapping.retain(|table, _| table.name == "books");
+    rig.run(config).await
+}
+
+/// Waits until PostgreSQL has taken two more status updates of the pipeline's walsender: what the pipeline was willing
+/// to acknowledge at the call has arrived then.
+async fn two_updates(rig: &Rig) {
+    let sql = "SELECT max(reply_time)::text FROM pg_stat_replication r JOIN pg_stat_activity a USING (pid)
+               WHERE a.datname = current_database()";
+    for _ in 0..2 {
+        let last = rig.text(sql).await;
+        wait_until("a status update comes", LIMIT, || async { rig.text(sql).await != last }).await;
+    }
+}
+
+fn lsn(version: i64) -> Lsn {
+    Lsn(u64::try_from(version).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_acknowledged_before_its_answer() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig).await;
+    rig.sql("INSERT INTO books VALUES (1, 'one')").await;
+    rig.delivered().await;
+
+    rig.hold(1);
+    rig.sql("INSERT INTO books VALUES (2, 'held')").await;
+    rig.until_held().await;
+    let behind = rig.position().await;
+    // Later changes are answered for: those of other lanes, and those that go nowhere.
+    for n in 3..30 {
+        rig.sql(&format!("INSERT INTO books VALUES ({n}, 'later'); INSERT INTO noise DEFAULT VALUES")).await;
+    }
+    let received = rig.position().await;
+    wait_until("later documents are there", LIMIT, || async { rig.documents("books").len() > 10 }).await;
+    wait_until("everything is received", LIMIT, || async {
+        engine.status().replication.received_lsn.is_some_and(|at| at >= received)
+    })
+    .await;
+    two_updates(&rig).await;
+    let confirmed = rig.confirmed().await;
+    assert!(confirmed < behind, "{confirmed} passes the held change before {behind}");
+    assert!(!rig.documents("books").contains_key("2"));
+    let status = engine.status();
+    assert!(status.replication.lag_seconds.unwrap() > 0.0 && status.replication.lag_bytes.unwrap() > 0);
+    assert_eq!(metric(&status, "pgtide_in_flight_requests", ""), 1.0);
+
+    rig.store.clear_faults();
+    rig.equal("books").await;
+    assert!(confirmed <= lsn(rig.version("books", "2")), "its commit record was acknowledged");
+    assert!(rig.confirmed().await >= received);
+    stop(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_are_waited_out() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig).await;
+    rig.sql("INSERT INTO books SELECT n, 'first' FROM generate_series(1, 50) n").await;
+    rig.equal("books").await;
+
+    rig.store.inject(Fault::new(Effect::Reject { status: 503, kind: None }));
+    rig.sql("UPDATE books SET title = 'while it refuses' WHERE id = 1").await;
+    rig.sql("INSERT INTO books SELECT n, 'while it refuses' FROM generate_series(51, 300) n").await;
+    rig.sql("DELETE FROM books WHERE id BETWEEN 10 AND 20; INSERT INTO noise DEFAULT VALUES").await;
+    phase(&engine, Phase::Degraded).await;
+    let status = engine.status();
+    let problem = status.problem.as_ref().unwrap();
+    assert!(problem.transient && problem.message.contains("503") && !problem.hint.is_empty(), "{problem:?}");
+    two_updates(&rig).await;
+    let confirmed = rig.confirmed().await;
+    assert_eq!(rig.documents("books").len(), 50);
+    rig.store.clear_faults();
+    rig.equal("books").await;
+    assert!(confirmed <= lsn(rig.version("books", "1")), "a refused change was acknowledged");
+    phase(&engine, Phase::Streaming).await;
+    let status = engine.status();
+    assert_eq!((status.sink.rejected, status.sink.trouble.as_ref()), (0, None));
+    assert!(metric(&status, "pgtide_retried_total", "") > 0.0);
+    stop(engine).await;
+}
+
+/// Each kind of failure that leaves open what was applied, many times in a row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_done_bulks_are_done_again() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    rig.sql("INSERT INTO books SELECT n, 'copied' FROM generate_series(1, 300) n").await;
+    let mut config = rig.config(&["books"]);
+    config.elasticsearch.batch_size_limit = 20;
+    let busy = |every| Effect::RejectItems { status: 429, kind: None, every, ids: HashSet::new() };
+    rig.store.inject(Fault::new(busy(3)).times(4));
+    rig.store.inject(Fault::new(Effect::Reject { status: 429, kind: None }).times(2));
+    rig.store.inject(Fault::new(Effect::Cut { bytes: 30 }).times(2));
+    rig.store.inject(Fault::new(Effect::ApplyThenFail { status: Some(502) }).times(2));
+    let engine = rig.run(config).await;
+    rig.equal_now("books").await;
+    assert_eq!(engine.status().tables[0].rows_done, 300);
+
+    rig.store.inject(Fault::new(busy(2)).times(5));
+    rig.store.inject(Fault::new(Effect::ApplyThenFail { status: None }).times(3));
+    rig.store.inject(Fault::new(Effect::Cut { bytes: 0 }).times(2));
+    rig.store.inject(Fault::new(Effect::Cut { bytes: 200 }).times(2));
+    for n in 0..20 {
+        let (a, b, c) = (n * 10, n * 10 + 3, 400 + n);
+        rig.sql(&format!(
+            "UPDATE books SET title = 'changed {n}' WHERE id BETWEEN {a} AND {b};
+             DELETE FROM books WHERE id = {b}; INSERT INTO books VALUES ({c}, 'new'), ({b}, 'again');
+             UPDATE books SET id = -id WHERE id = {c}"
+        ))
+        .await;
+    }
+    rig.equal("books").await;
+    let status = engine.status();
+    assert_eq!(status.sink.rejected, 0);
+    assert!(status.sink.retried > 0);
+    stop(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_really_stops() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig).await;
+    let control = engine.control();
+    assert!(control.send(Command::Resume).await.is_err());
+    // Asked for is not done: the bulk that is on its way comes home first.
+    rig.hold(1);
+    rig.sql("INSERT INTO books VALUES (1, 'on its way')").await;
+    rig.until_held().await;
+    control.send(Command::Pause).await.unwrap();
+    two_updates(&rig).await;
+    assert_eq!(engine.status().phase, Phase::Pausing);
+    rig.store.clear_faults();
+    phase(&engine, Phase::Paused).await;
+    assert!(rig.documents("books").contains_key("1"));
+    let requests = rig.store.stats().requests;
+
+    rig.sql("INSERT INTO books SELECT n, 'held' FROM generate_series(2, 100) n; UPDATE books SET title = 'x'").await;
+    let committed = rig.position().await;
+    let sent = "SELECT count(*) FROM pg_stat_replication r JOIN pg_stat_activity a USING (pid)
+                WHERE a.datname = current_database() AND sent_lsn >= ";
+    // The changes are at the door.
+    wait_until("PostgreSQL has sent them", LIMIT, || async { rig.count(&format!("{sent}'{committed}'")).await == 1 })
+        .await;
+    two_updates(&rig).await;
+    assert_eq!(rig.store.stats().requests, requests, "a request was sent in a pause");
+    assert!(rig.confirmed().await < committed);
+    let status = engine.status();
+    assert_eq!((status.phase, status.tables[0].inserts), (Phase::Paused, 1));
+    assert_eq!(metric(&status, "pgtide_phase", "paused"), 1.0);
+
+    control.send(Command::Resume).await.unwrap();
+    rig.equal("books").await;
+    assert_eq!(rig.documents("books").len(), 100);
+    phase(&engine, Phase::Streaming).await;
+    // Paused, it can still be stopped.
+    control.send(Command::Pause).await.unwrap();
+    phase(&engine, Phase::Paused).await;
+    stop(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_stops_the_copy() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    rig.sql("INSERT INTO books SELECT n, rpad('x', 1000, 'y') FROM generate_series(1, 500) n; ANALYZE books").await;
+    let mut config = rig.config(&["books"]);
+    config.cdc.snapshot.chunk_size = 20;
+    config.elasticsearch.batch_size_limit = 10;
+    rig.hold(1);
+    let engine = rig.start(config);
+    rig.until_held().await;
+    engine.control().send(Command::Pause).await.unwrap();
+    assert_eq!(engine.status().phase, Phase::Pausing);
+    rig.store.clear_faults();
+    phase(&engine, Phase::Paused).await;
+    let (done, requests) = (engine.status().tables[0].rows_done, rig.store.stats().requests);
+    assert!(done < 500, "the copy ended in a pause");
+    rig.sql("UPDATE books SET title = 'in the pause' WHERE id % 100 = 0").await;
+    assert_eq!((engine.status().tables[0].rows_done, rig.store.stats().requests), (done, requests));
+    engine.control().send(Command::Resume).await.unwrap();
+    live(&engine).await;
+    rig.equal("books").await;
+    assert_eq!(engine.status().tables[0].rows_done, 500);
+    stop(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_walsender_is_replaced() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig).await;
+    let end = format!(
+        "SELECT count(pg_terminate_backend(active_pid)) FROM pg_replication_slots WHERE active AND slot_name = '{}'",
+        rig.name
+    );
+    for round in 0..3 {
+        // Changes that are on their way, and some that are not answered for.
+        rig.hold(1);
+        rig.sql(&format!("INSERT INTO books SELECT n, 'x' FROM generate_series({round} * 100, {round} * 100 + 49) n"))
+            .await;
+        rig.until_held().await;
+        wait_until("a walsender is ended", LIMIT, || async { rig.count(&end).await == 1 }).await;
+        rig.sql(&format!(
+            "UPDATE books SET title = 'round {round}' WHERE id % 7 = 0; DELETE FROM books WHERE id % 31 = 0"
+        ))
+        .await;
+        rig.store.clear_faults();
+        rig.equal("books").await;
+        phase(&engine, Phase::Streaming).await;
+    }
+    let status = engine.status();
+    assert!(status.replication.reconnects >= 3, "{}", status.replication.reconnects);
+    assert_eq!(metric(&status, "pgtide_reconnects_total", ""), f64::from(status.replication.reconnects));
+    stop(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresql_may_crash_in_the_stream() {
+    let mut server = own_server().await;
+    let mut rig = Rig::on(&server).await;
+    let engine = rig_with_books(&rig).await;
+    rig.sql("INSERT INTO books SELECT n, 'before' FROM generate_series(1, 100) n").await;
+    rig.equal("books").await;
+    rig.hold(1);
+    rig.sql("UPDATE books SET title = 'not answered for' WHERE id <= 50; DELETE FROM books WHERE id = 60").await;
+    rig.until_held().await;
+    server.kill_hard().await.unwrap();
+    rig.store.clear_faults();
+    phase(&engine, Phase::Degraded).await;
+    server.restart().await.unwrap();
+    rig.client = rig.connect().await;
+    rig.sql("INSERT INTO books VALUES (101, 'after'); UPDATE books SET title = 'after' WHERE id = 1").await;
+    rig.equal("books").await;
+    phase(&engine, Phase::Streaming).await;
+    assert_eq!(engine.status().problem, None);
+    stop(engine).await;
+    server.stop().await.unwrap();
+}
+
+/// In the middle of the copy every session ends. What was answered for stays done; the rest comes under a new snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresql_may_crash_in_the_copy() {
+    let mut server = own_server().await;
+    let mut rig = Rig::on(&server).await;
+    rig.sql(BOOKS).await;
+    rig.sql("INSERT INTO books SELECT n, rpad('x', 1000, 'y') FROM generate_series(1, 500) n; ANALYZE books").await;
+    let mut config = rig.config(&["books"]);
+    config.cdc.snapshot.chunk_size = 20;
+    config.elasticsearch.batch_size_limit = 10;
+    // Some chunks are done, one is on its way.
+    config.cdc.snapshot.workers = Some(2);
+    let done = "SELECT count(*) FROM cdc_snapshot_chunks WHERE status = 'completed'";
+    rig.hold(1);
+    let engine = rig.start(config);
+    rig.until_held().await;
+    wait_until("a chunk is done", LIMIT, || async { rig.count(done).await > 0 }).await;
+    server.kill_hard().await.unwrap();
+    rig.store.clear_faults();
+    server.restart().await.unwrap();
+    rig.client = rig.connect().await;
+    rig.sql("UPDATE books SET title = 'after' WHERE id % 3 = 0; DELETE FROM books WHERE id % 50 = 0").await;
+    rig.sql("INSERT INTO books SELECT n, 'after' FROM generate_series(601, 620) n").await;
+    live(&engine).await;
+    rig.equal("books").await;
+    assert_eq!(rig.count("SELECT count(*) FROM cdc_snapshot_chunks WHERE status <> 'completed'").await, 0);
+    let job = "SELECT count(*) FROM cdc_snapshot_job WHERE completed AND completed_chunks = total_chunks";
+    assert_eq!(rig.count(job).await, 1);
+    stop(engine).await;
+    server.stop().await.unwrap();
+}

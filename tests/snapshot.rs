@@ -1,0 +1,296 @@
+//! The copy against a real PostgreSQL: chunks, ledger, metrics, and what happens beside it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use pgtide::config::Mode;
+use pgtide::engine::{Engine, Phase, TableState};
+use pgtide::problem::ProblemKind;
+use support::pipeline::{LIMIT, Rig, ended, live, metric, operations, stop};
+use support::wait_until;
+
+/// A chunk as the ledger has it: table, index, start, size, rows, and whether it is completed.
+type Chunk = (String, i32, i64, i64, i64, bool);
+
+async fn chunks(rig: &Rig, job: &str) -> Vec<Chunk> {
+    let sql = "SELECT table_schema || '.' || table_name, chunk_index, chunk_start, chunk_size, rows_processed,
+                      status = 'completed'
+               FROM cdc_snapshot_chunks WHERE slot_name = $1 ORDER BY id";
+    let rows = rig.client.query(sql, &[&job]).await.unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4), row.get(5))).collect()
+}
+
+/// Completed, chunks in all, chunks completed.
+async fn job(rig: &Rig, job: &str) -> (bool, i32, i32) {
+    let sql = "SELECT completed, total_chunks, completed_chunks FROM cdc_snapshot_job WHERE slot_name = $1";
+    let row = rig.client.query_one(sql, &[&job]).await.unwrap();
+    (row.get(0), row.get(1), row.get(2))
+}
+
+/// Rows, chunks in all and chunks completed of a table's copy, as the metrics have it.
+fn copied(engine: &Engine, table: &str) -> [f64; 3] {
+    let status = engine.status();
+    ["total_rows", "total_chunks", "completed_chunks"]
+        .map(|name| metric(&status, &format!("go_pq_cdc_snapshot_{name}"), table))
+}
+
+/// A table whose pages hold 25 rows each.
+async fn wide_table(rig: &Rig, name: &str, rows: i32) {
+    rig.sql(&format!(
+        "CREATE TABLE {name} (id int PRIMARY KEY, pad text NOT NULL);
+         ALTER TABLE {name} ALTER pad SET STORAGE PLAIN;
+         INSERT INTO {name} SELECT n, rpad(n::text, 284, 'x') FROM generate_series(1, {rows}) n;
+         ANALYZE {name};"
+    ))
+    .await;
+}
+
+const BOOKS: &str = "CREATE TABLE books (id int PRIMARY KEY, title text NOT NULL, price numeric, sold timestamptz)";
+
+async fn books(rig: &Rig, first: i32, last: i32) {
+    rig.sql(&format!(
+        "INSERT INTO books SELECT n, 'Book ' || n, n * 1.5, timestamptz '2024-01-01Z' + n * interval '1 hour'
+         FROM generate_series({first}, {last}) n"
+    ))
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_chunk_then_the_stream() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    books(&rig, 1, 5).await;
+    let engine = rig.run(rig.config(&["books"])).await;
+
+    rig.equal_now("books").await;
+    assert_eq!(chunks(&rig, &rig.name).await, [("public.books".into(), 0, 0, 0, 5, true)]);
+    assert_eq!(job(&rig, &rig.name).await, (true, 1, 1));
+    assert_eq!(copied(&engine, "public.books"), [5.0, 1.0, 1.0]);
+    let status = engine.status();
+    assert_eq!(metric(&status, "go_pq_cdc_snapshot_in_progress", ""), 0.0);
+    assert_eq!(metric(&status, "go_pq_cdc_snapshot_total_tables", ""), 1.0);
+    assert_eq!(metric(&status, "go_pq_cdc_snapshot_completed_tables", ""), 1.0);
+    assert_eq!(metric(&status, "go_pq_cdc_snapshot_active_workers", ""), 0.0);
+    assert!(metric(&status, "go_pq_cdc_snapshot_duration_seconds", "") > 0.0);
+    assert_eq!(operations(&status, "public.books"), [0.0; 3], "a row came by both ways");
+    assert_eq!(status.tables[0].state, TableState::Live);
+    rig.nobody_idles_in_a_transaction().await;
+    assert_eq!(rig.store.stats().items, 5);
+
+    books(&rig, 6, 6).await;
+    rig.equal("books").await;
+    assert_eq!(operations(&engine.status(), "public.books"), [1.0, 0.0, 0.0]);
+    assert_eq!(copied(&engine, "public.books"), [5.0, 1.0, 1.0], "the stream counts as copy");
+    assert_eq!(rig.store.stats().items, 6, "each row exactly once");
+    let versions: Vec<i64> = (1..=6).map(|id| rig.version("books", &id.to_string())).collect();
+    assert!(versions[..5].iter().all(|version| *version == versions[0] && *version < versions[5]), "{versions:?}");
+    stop(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_chunks() {
+    let rig = Rig::new().await;
+    wide_table(&rig, "wide", 100).await;
+    let mut config = rig.config(&["wide"]);
+    config.cdc.snapshot.chunk_size = 25;
+    let engine = rig.run(config).await;
+
+    rig.equal_now("wide").await;
+    let wide = |index, size| ("public.wide".to_owned(), index, i64::from(index), size, 25, true);
+    // By pages: the last chunk has no end, which the ledger writes as size 0.
+    assert_eq!(chunks(&rig, &rig.name).await, [wide(0, 1), wide(1, 1), wide(2, 1), wide(3, 0)]);
+    assert_eq!(
+        rig.count("SELECT count(*) FROM cdc_snapshot_chunks WHERE is_last_chunk AND block_end IS NULL").await,
+        1,
+        "rows that come behind the last page would be lost"
+    );
+    assert_eq!(job(&rig, &rig.name).await, (true, 4, 4));
+    assert_eq!(copied(&engine, "public.wide"), [100.0, 4.0, 4.0]);
+    assert_eq!(rig.store.stats().items, 100);
+    stop(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_table() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    let engine = rig.run(rig.config(&["books"])).await;
+    assert_eq!(chunks(&rig, &rig.name).await, [("public.books".into(), 0, 0, 0, 0, true)]);
+    assert_eq!(job(&rig, &rig.name).await, (true, 1, 1));
+    assert_eq!(copied(&engine, "public.books"), [0.0, 1.0, 1.0]);
+    assert!(rig.documents("books").is_empty());
+    books(&rig, 1, 3).await;
+    rig.equal("books").await;
+    assert_eq!(rig.documents("books").len(), 3);
+    stop(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_tables() {
+    let rig = Rig::new().await;
+    let tables = [("a", 60, 3.0), ("b", 40, 2.0), ("c", 15, 1.0)];
+    for (name, rows, _) in tables {
+        wide_table(&rig, name, rows).await;
+    }
+    let mut config = rig.config(&["a", "b", "c"]);
+    config.cdc.snapshot.chunk_size = 25;
+    let engine = rig.run(config).await;
+    for (name, rows, count) in tables {
+        rig.equal_now(name).await;
+        assert_eq!(copied(&engine, &format!("public.{name}")), [f64::from(rows), count, count]);
+    }
+    let done = chunks(&rig, &rig.name).await;
+    assert_eq!(done.iter().map(|chunk| chunk.4).collect::<Vec<_>>(), [25, 25, 10, 25, 15, 15]);
+    assert_eq!(job(&rig, &rig.name).await, (true, 6, 6));
+    assert_eq!(metric(&engine.status(), "go_pq_cdc_snapshot_completed_tables", ""), 3.0);
+    for (name, rows, _) in tables {
+        rig.sql(&format!("INSERT INTO {name} VALUES ({rows} + 1, 'new')")).await;
+    }
+    for (name, ..) in tables {
+        rig.equal(name).await;
+        assert_eq!(operations(&engine.status(), &format!("public.{name}")), [1.0, 0.0, 0.0]);
+    }
+    stop(engine).await;
+}
+
+/// What is committed while the copy runs comes with the stream, and only with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_during_the_copy_come_exactly_once() {
+    let rig = Rig::new().await;
+    wide_table(&rig, "wide", 50).await;
+    let mut config = rig.config(&["wide"]);
+    config.cdc.snapshot.chunk_size = 25;
+    config.cdc.snapshot.workers = Some(2);
+    config.elasticsearch.batch_size_limit = 10;
+    rig.hold(1);
+    let engine = rig.start(config);
+    rig.until_held().await;
+    // The pages of the rows to come may be read after them: only the snapshot keeps them out of the copy.
+    rig.sql("INSERT INTO wide SELECT n, 'later ' || n FROM generate_series(100, 150) n").await;
+    rig.sql("UPDATE wide SET pad = 'changed ' || id WHERE id BETWEEN 1 AND 10").await;
+    rig.sql("DELETE FROM wide WHERE id BETWEEN 41 AND 50").await;
+    assert_eq!(engine.status().phase, Phase::Snapshot);
+    rig.store.clear_faults();
+    live(&engine).await;
+    rig.equal("wide").await;
+    assert_eq!(rig.documents("wide").len(), 91);
+    assert_eq!(copied(&engine, "public.wide"), [50.0, 2.0, 2.0]);
+    assert_eq!(operations(&engine.status(), "public.wide"), [51.0, 10.0, 10.0]);
+    assert_eq!(rig.store.stats().items, 50 + 51 + 10 + 10);
+    assert_eq!(engine.status().sink.superseded, 0);
+    stop(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_start_copies_only_when_it_is_told_to() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    books(&rig, 1, 3).await;
+    let engine = rig.run(rig.config(&["books"])).await;
+    assert_eq!(copied(&engine, "public.books")[0], 3.0);
+    stop(engine).await;
+    let started = "SELECT started_at::text FROM cdc_snapshot_job";
+    let first = rig.text(started).await;
+
+    books(&rig, 4, 5).await;
+    let engine = rig.run(rig.config(&["books"])).await;
+    rig.equal("books").await;
+    assert_eq!(engine.status().tables[0].rows_done, 0, "it was copied again");
+    assert_eq!(operations(&engine.status(), "public.books"), [2.0, 0.0, 0.0]);
+    assert_eq!(rig.text(started).await, first);
+    stop(engine).await;
+
+    // With its slot everything goes that was deleted meanwhile; without it only the sweep can know.
+    rig.sql(&format!("SELECT pg_drop_replication_slot('{}')", rig.name)).await;
+    rig.sql("DELETE FROM books WHERE id = 2; UPDATE books SET title = 'Changed' WHERE id = 3").await;
+    books(&rig, 6, 6).await;
+    let mut engine = rig.start(rig.config(&["books"]));
+    let gap = ended(&mut engine).await.unwrap_err();
+    assert_eq!(gap.kind, ProblemKind::Gap, "{gap:?}");
+    assert!(gap.hint.contains("resnapshot"), "{gap:?}");
+    assert!(rig.documents("books").contains_key("2"));
+
+    let mut config = rig.config(&["books"]);
+    config.cdc.snapshot.resnapshot = true;
+    let engine = rig.run(config.clone()).await;
+    rig.equal_now("books").await;
+    assert_eq!(rig.documents("books").keys().collect::<Vec<_>>(), ["1", "3", "4", "5", "6"]);
+    assert_eq!(copied(&engine, "public.books"), [5.0, 1.0, 1.0]);
+    assert_eq!(job(&rig, &rig.name).await, (true, 1, 1));
+    assert_ne!(rig.text(started).await, first, "the job is the old one");
+    stop(engine).await;
+
+    // The same where the slot is there, and brings the deletes as well.
+    rig.sql("DELETE FROM books WHERE id = 4").await;
+    let engine = rig.run(config).await;
+    rig.equal("books").await;
+    assert_eq!(copied(&engine, "public.books"), [4.0, 1.0, 1.0]);
+    stop(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshot_only_ends_and_leaves_nothing_behind() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    books(&rig, 1, 20).await;
+    let mut config = rig.config(&["books"]);
+    config.cdc.snapshot.mode = Mode::SnapshotOnly;
+    let mut engine = rig.start(config.clone());
+    ended(&mut engine).await.unwrap();
+
+    assert_eq!(engine.status().phase, Phase::Stopped);
+    rig.equal_now("books").await;
+    assert_eq!(rig.documents("books").len(), 20);
+    let name = format!("snapshot_only_{}", rig.name);
+    assert_eq!(job(&rig, &name).await, (true, 1, 1));
+    assert_eq!(chunks(&rig, &name).await, [("public.books".into(), 0, 0, 0, 20, true)]);
+    assert_eq!(copied(&engine, "public.books"), [20.0, 1.0, 1.0]);
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";
+    assert_eq!(rig.count(slots).await, 0, "a slot was made");
+    assert_eq!(rig.count("SELECT count(*) FROM pg_publication").await, 0, "a publication was made");
+    rig.nobody_idles_in_a_transaction().await;
+    let others =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgtide%'";
+    wait_until("all its sessions are gone", LIMIT, || async { rig.count(others).await == 0 }).await;
+
+    books(&rig, 21, 21).await;
+    let items = rig.store.stats().items;
+    let mut engine = rig.start(config.clone());
+    ended(&mut engine).await.unwrap();
+    assert_eq!(rig.store.stats().items, items, "the second run copied");
+
+    // Another job, another copy.
+    config.cdc.snapshot.id = Some("nightly".into());
+    let mut engine = rig.start(config);
+    ended(&mut engine).await.unwrap();
+    rig.equal_now("books").await;
+    assert_eq!(job(&rig, "nightly").await, (true, 1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_walsender_while_copying_and_one_after() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    books(&rig, 1, 50).await;
+    rig.hold(1);
+    let engine = rig.start(rig.config(&["books"]));
+    rig.until_held().await;
+    // The session that made the slot may just be on its way out.
+    wait_until("no walsender is left", LIMIT, || async { rig.walsenders().await == 0 }).await;
+    let status = engine.status();
+    assert_eq!(status.phase, Phase::Snapshot);
+    assert_eq!(metric(&status, "go_pq_cdc_snapshot_in_progress", ""), 1.0);
+    assert_eq!(metric(&status, "pgtide_phase", "snapshot"), 1.0);
+    assert_eq!(job(&rig, &rig.name).await, (false, 1, 0), "a chunk is done before its answer");
+    assert_eq!(copied(&engine, "public.books"), [0.0, 1.0, 0.0], "rows count before their answer");
+    rig.store.clear_faults();
+    live(&engine).await;
+    wait_until("the temporary connections are gone", LIMIT, || async { rig.walsenders().await == 1 }).await;
+    rig.equal("books").await;
+    assert_eq!(rig.walsenders().await, 1);
+    let slot = format!("SELECT count(*) FROM pg_replication_slots WHERE active AND slot_name = '{}'", rig.name);
+    assert_eq!(rig.count(&slot).await, 1);
+    stop(engine).await;
+    wait_until("the slot is free", LIMIT, || async { rig.count(&slot).await == 0 }).await;
+}
