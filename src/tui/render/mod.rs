@@ -130,6 +130,12 @@ impl Canvas<'_> {
         for position in area.positions() {
             self.buffer[position].reset();
         }
+        // A wide character of which only the left half remains would cover the first column.
+        for y in area.top()..area.bottom() {
+            if area.left() > self.buffer.area.left() && columns(self.buffer[(area.left() - 1, y)].symbol()) > 1 {
+                self.buffer[(area.left() - 1, y)].set_char(' ');
+            }
+        }
     }
 }
 
