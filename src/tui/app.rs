@@ -383,8 +383,8 @@ impl App {
     pub(super) fn table_order(&self, status: &Status) -> Vec<usize> {
         let tables = &status.tables;
         let keeps = |table: &TableStatus| {
-            let name = table.table.0.to_string();
-            self.tables.filter.keeps(&[&name, &table.index, table.state.word()])
+            let filter = &self.tables.filter;
+            filter.is_empty() || filter.keeps(&[&table.table.0.to_string(), &table.index, table.state.word()])
         };
         let mut order: Vec<usize> = (0..tables.len()).filter(|&at| keeps(&tables[at])).collect();
         // What has most of it comes first, except names and times, where the least does.
@@ -392,8 +392,9 @@ impl App {
             Sort::Config => {}
             Sort::Name => order.sort_by_cached_key(|&at| tables[at].table.clone()),
             Sort::Progress => {
-                let share = |at: usize| tables[at].progress().unwrap_or(-1.0);
-                order.sort_by(|&a, &b| share(b).total_cmp(&share(a)));
+                // Counts chunks: once for a table, not once for a comparison.
+                let shares: Vec<f64> = tables.iter().map(|table| table.progress().unwrap_or(-1.0)).collect();
+                order.sort_by(|&a, &b| shares[b].total_cmp(&shares[a]));
             }
             Sort::Rate => order.sort_by(|&a, &b| tables[b].rows_per_second.total_cmp(&tables[a].rows_per_second)),
             Sort::Eta => order.sort_by_key(|&at| std::cmp::Reverse(tables[at].eta)),

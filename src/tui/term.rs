@@ -82,7 +82,8 @@ fn install_panic_hook() {
             } else {
                 *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(place.clone());
             }
-            tracing::error!(%place, thread = thread::current().name().unwrap_or("?"), "panic");
+            let message = info.payload_as_str().unwrap_or("no message").chars().take(200).collect::<String>();
+            tracing::error!(%place, thread = thread::current().name().unwrap_or("?"), %message, "panic");
         }));
     });
 }

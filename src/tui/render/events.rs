@@ -106,6 +106,12 @@ fn line(canvas: &mut Canvas<'_>, row: Rect, event: &Event, shown: &Status, ages:
     } else {
         12
     };
+    let id_width = match row.width {
+        150.. => 40,
+        108.. => 15,
+        90.. => 20,
+        _ => 11,
+    };
     let mut x = row.x + 1;
     let mut put = |canvas: &mut Canvas<'_>, width: u16, text: &str, token: Token| {
         canvas.put(x, y, width.min(end.saturating_sub(x)), text, token);
@@ -129,12 +135,12 @@ fn line(canvas: &mut Canvas<'_>, row: Rect, event: &Event, shown: &Status, ages:
             put(canvas, 28, &if wide { format!("claim to index {took}") } else { took }, Token::Text);
         }
         EventKind::Reject => {
-            put(canvas, if wide { 15 } else { 11 }, &format!("id={key}"), Token::Text);
+            put(canvas, id_width, &format!("id={key}"), Token::Text);
             put(canvas, u16::MAX - 1, &format::clean(&event.detail), Token::Bad);
         }
         EventKind::Insert | EventKind::Update | EventKind::Delete | EventKind::Truncate => {
             let id = if event.kind == EventKind::Truncate { String::new() } else { format!("id={key}") };
-            put(canvas, if wide { 15 } else { 11 }, &id, Token::Text);
+            put(canvas, id_width, &id, Token::Text);
             if wide {
                 put(canvas, 14, &event.xid.map_or_else(String::new, |xid| format!("xid {xid}")), Token::Dim);
             }

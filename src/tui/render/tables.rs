@@ -152,9 +152,11 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &mut App, shown: &S
             canvas.put(inner.x + 1, y, 1, ">", Token::Title);
         }
         let mut x = inner.x + 2;
+        // Both are worth working out once for a row: the share counts chunks.
+        let (share, name) = (table.progress(), name(at));
         for &(column, gap, width) in &placed {
             x += gap;
-            cell(canvas, (x, y, width), column, table, &name(at), app);
+            cell(canvas, (x, y, width), column, (table, share, &name), app);
             x += width;
         }
         if Some(at) == selected {
@@ -209,11 +211,9 @@ fn cell(
     canvas: &mut Canvas<'_>,
     (x, y, width): (u16, u16, u16),
     column: Column,
-    table: &TableStatus,
-    name: &str,
+    (table, share, name): (&TableStatus, Option<f64>, &str),
     app: &App,
 ) {
-    let share = table.progress();
     let columns = usize::from(width);
     let (text, token) = match column {
         Column::Name => (name.to_owned(), Token::Text),
