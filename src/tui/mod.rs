@@ -144,8 +144,10 @@ pub fn run(
         }
     }
     let report = profile.then(|| screen.profile(bytes.load(Ordering::Relaxed)));
-    drop(screen);
+    // The guard first: what ratatui still writes when it is dropped must not reach a terminal that has gone, which it would
+    // report on stderr, nor the shell's screen.
     drop(guard);
+    drop(screen);
     if let Some(report) = report {
         eprintln!("{report}");
     }
@@ -211,7 +213,7 @@ impl Screen {
                 return Ok(leave);
             }
             let wait = next.saturating_duration_since(Instant::now()).min(TICK);
-            if event::poll(wait).map_err(failed("waiting for a key"))? {
+            if term::input(wait).map_err(failed("waiting for a key"))? {
                 self.read(&status, control)?;
                 next = Instant::now();
             }
@@ -234,7 +236,7 @@ impl Screen {
             {
                 self.send(command, control);
             }
-            if self.app.leave.is_some() || !event::poll(Duration::ZERO).map_err(failed("waiting for a key"))? {
+            if self.app.leave.is_some() || !term::input(Duration::ZERO).map_err(failed("waiting for a key"))? {
                 break;
             }
         }
