@@ -49,12 +49,19 @@ fn child() {
             signal.store(number, Ordering::SeqCst);
         });
     }
+    // The worker panics once the screen has asked for a status, and so has taken the terminal.
+    let drawn = Arc::new(tokio::sync::Notify::new());
     if mode == "worker panics" {
-        runtime.spawn(async { panic!("a worker that panics") });
+        let drawn = Arc::clone(&drawn);
+        runtime.spawn(async move {
+            drawn.notified().await;
+            panic!("a worker that panics");
+        });
     }
     let begun = Instant::now();
     let source = move || {
         assert!(mode != "screen panics" || begun.elapsed() < Duration::from_millis(500), "a screen that panics");
+        drawn.notify_one();
         let mut status = status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         status.at += i64::try_from(begun.elapsed().as_micros()).unwrap();
         status
