@@ -6,6 +6,8 @@
 #[allow(dead_code)]
 mod fixture;
 
+// The fixture names the library through its parent, so that the library's own tests can use it as well.
+#[allow(clippy::single_component_path_imports)]
 use pgtide;
 
 use std::sync::atomic::{AtomicI32, Ordering};
