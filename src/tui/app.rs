@@ -13,6 +13,7 @@ use super::Options;
 use super::format;
 use super::history::History;
 use super::style::Theme;
+use super::text;
 
 /// What fills the screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +100,7 @@ impl Filter {
 
     /// The word of the pane's title.
     pub(super) fn word(&self) -> String {
-        if self.is_empty() { "none".to_owned() } else { format::cut(&format::clean(&self.0), 16) }
+        if self.is_empty() { "none".to_owned() } else { text::cut(&text::clean(&self.0), 16) }
     }
 }
 
@@ -240,7 +241,7 @@ impl App {
     pub fn new(options: &Options) -> App {
         App {
             theme: Theme::choose(options.color, options.ascii),
-            name: format::clean(&options.name),
+            name: text::clean(&options.name),
             log_path: options.log_path.clone(),
             read_only: options.read_only,
             clock: Duration::ZERO,
@@ -305,7 +306,7 @@ impl App {
                     Ok(Ok(())) => request.answer = None,
                     Ok(Err(refusal)) => {
                         self.say(
-                            format!("{} refused: {}", request_name(&request.command), format::clean(&refusal)),
+                            format!("{} refused: {}", request_name(&request.command), text::clean(&refusal)),
                             true,
                         );
                         if request.command == Command::Stop {
@@ -515,7 +516,7 @@ impl App {
 
 /// What a command is called in the status line.
 pub(super) fn request_name(command: &Command) -> String {
-    let of = |what: &str, table: &TableId| format!("{what} of {}", format::clean(&short_name(table)));
+    let of = |what: &str, table: &TableId| format!("{what} of {}", text::clean(&short_name(table)));
     match command {
         Command::Pause => "pause".to_owned(),
         Command::Resume => "resume".to_owned(),

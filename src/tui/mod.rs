@@ -13,6 +13,7 @@ mod input;
 mod render;
 mod style;
 mod term;
+mod text;
 mod update;
 
 #[cfg(test)]

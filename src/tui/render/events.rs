@@ -16,6 +16,7 @@ use crate::engine::{Event, EventKind, Status};
 use crate::tui::app::{App, Pane, event_table, event_word};
 use crate::tui::format;
 use crate::tui::style::Token;
+use crate::tui::text;
 
 use super::{Canvas, Piece, columns, frozen_title, piece};
 
@@ -118,15 +119,15 @@ fn line(canvas: &mut Canvas<'_>, row: Rect, event: &Event, shown: &Status, ages:
         x = x.saturating_add(width + 1);
     };
     let time = if ages {
-        format::right(&format::age(event.at, shown.at), 12)
+        text::right(&format::age(event.at, shown.at), 12)
     } else {
         format::moment_millis(event.at, shown.at)
     };
     put(canvas, 12, &time, Token::Dim);
     put(canvas, 8, event_word(event.kind), token(event.kind));
-    put(canvas, name_width, &format::clean(&event_table(shown, event.table)), Token::Text);
+    put(canvas, name_width, &text::clean(&event_table(shown, event.table)), Token::Text);
     let took = event.latency.map_or_else(format::unknown, format::latency);
-    let key = format::clean(&event.key);
+    let key = text::clean(&event.key);
     match event.kind {
         EventKind::Snapshot => {
             let chunk = format!("chunk {key}");
@@ -136,7 +137,7 @@ fn line(canvas: &mut Canvas<'_>, row: Rect, event: &Event, shown: &Status, ages:
         }
         EventKind::Reject => {
             put(canvas, id_width, &format!("id={key}"), Token::Text);
-            put(canvas, u16::MAX - 1, &format::clean(&event.detail), Token::Bad);
+            put(canvas, u16::MAX - 1, &text::clean(&event.detail), Token::Bad);
         }
         EventKind::Insert | EventKind::Update | EventKind::Delete | EventKind::Truncate => {
             let id = if event.kind == EventKind::Truncate { String::new() } else { format!("id={key}") };

@@ -12,6 +12,7 @@ use crate::tui::app::{App, Dialog, Pane, request_name, short_name};
 use crate::tui::command::{Action, COMMANDS, CommandInfo};
 use crate::tui::format;
 use crate::tui::style::Token;
+use crate::tui::text;
 
 use super::replication::outlook;
 use super::{Canvas, Piece, columns, piece};
@@ -35,7 +36,7 @@ fn said(app: &mut App, status: &Status) -> Option<Vec<Piece>> {
             Pane::Errors => app.error_lines(shown).len(),
             _ => app.table_order(shown).len(),
         };
-        let text = app.filter_mut(pane).map(|filter| format::clean(&filter.0)).unwrap_or_default();
+        let text = app.filter_mut(pane).map(|filter| text::clean(&filter.0)).unwrap_or_default();
         return Some(vec![
             piece(format!("/{text}_"), Token::Title),
             piece(format!("   {} shown", format::count(matches as u64)), Token::Dim),
@@ -44,7 +45,7 @@ fn said(app: &mut App, status: &Status) -> Option<Vec<Piece>> {
     let mut line = Vec::new();
     if let Some(message) = &app.message {
         let (mark, token) = if message.bad { ("! ", Token::Bad) } else { ("", Token::Text) };
-        line.push(piece(format!("{mark}{}   ", format::clean(&message.text)), token));
+        line.push(piece(format!("{mark}{}   ", text::clean(&message.text)), token));
     }
     // A stop has its box.
     for request in app.requests.iter().filter(|request| request.command != Command::Stop) {
@@ -56,8 +57,8 @@ fn said(app: &mut App, status: &Status) -> Option<Vec<Piece>> {
 
 /// The worst thing that is so.
 fn alarm(app: &App, status: &Status, wide: bool) -> Option<Vec<Piece>> {
-    let bad = |text: String| Some(vec![piece(format!("! {}", format::clean(&text)), Token::Bad)]);
-    let warn = |text: String| Some(vec![piece(format!("! {}", format::clean(&text)), Token::Warn)]);
+    let bad = |text: String| Some(vec![piece(format!("! {}", text::clean(&text)), Token::Bad)]);
+    let warn = |text: String| Some(vec![piece(format!("! {}", text::clean(&text)), Token::Warn)]);
     let replication = &status.replication;
     match (status.phase, &status.problem) {
         (Phase::Failed, Some(problem)) => return bad(format!("FAILED: {}", problem.message)),

@@ -24,6 +24,7 @@ use crate::engine::Status;
 use super::app::{App, Pane};
 use super::format;
 use super::style::{Theme, Token};
+use super::text;
 
 /// The smallest screen that is drawn.
 pub(super) const SMALLEST: (u16, u16) = (60, 15);
@@ -50,7 +51,7 @@ impl Canvas<'_> {
             return x;
         }
         let width = usize::from(width.min(area.right() - x));
-        self.buffer.set_stringn(x, y, format::cut(text, width), width, self.theme.style(token)).0
+        self.buffer.set_stringn(x, y, text::cut(text, width), width, self.theme.style(token)).0
     }
 
     /// Writes pieces one after the other.
