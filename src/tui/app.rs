@@ -13,6 +13,7 @@ use super::Options;
 use super::format;
 use super::history::History;
 use super::style::Theme;
+use super::text;
 
 /// What fills the screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +100,7 @@ impl Filter {
 
     /// The word of the pane's title.
     pub(super) fn word(&self) -> String {
-        if self.is_empty() { "none".to_owned() } else { format::cut(&format::clean(&self.0), 16) }
+        if self.is_empty() { "none".to_owned() } else { text::cut(&text::clean(&self.0), 16) }
     }
 }
 
@@ -240,7 +241,7 @@ impl App {
     pub fn new(options: &Options) -> App {
         App {
             theme: Theme::choose(options.color, options.ascii),
-            name: format::clean(&options.name),
+            name: text::clean(&options.name),
             log_path: options.log_path.clone(),
             read_only: options.read_only,
             clock: Duration::ZERO,
@@ -305,7 +306,7 @@ impl App {
                     Ok(Ok(())) => request.answer = None,
                     Ok(Err(refusal)) => {
                         self.say(
-                            format!("{} refused: {}", request_name(&request.command), format::clean(&refusal)),
+                            format!("{} refused: {}", request_name(&request.command), text::clean(&refusal)),
                             true,
                         );
                         if request.command == Command::Stop {
@@ -383,8 +384,8 @@ impl App {
     pub(super) fn table_order(&self, status: &Status) -> Vec<usize> {
         let tables = &status.tables;
         let keeps = |table: &TableStatus| {
-            let name = table.table.0.to_string();
-            self.tables.filter.keeps(&[&name, &table.index, table.state.word()])
+            let filter = &self.tables.filter;
+            filter.is_empty() || filter.keeps(&[&table.table.0.to_string(), &table.index, table.state.word()])
         };
         let mut order: Vec<usize> = (0..tables.len()).filter(|&at| keeps(&tables[at])).collect();
         // What has most of it comes first, except names and times, where the least does.
@@ -392,8 +393,9 @@ impl App {
             Sort::Config => {}
             Sort::Name => order.sort_by_cached_key(|&at| tables[at].table.clone()),
             Sort::Progress => {
-                let share = |at: usize| tables[at].progress().unwrap_or(-1.0);
-                order.sort_by(|&a, &b| share(b).total_cmp(&share(a)));
+                // Counts chunks: once for a table, not once for a comparison.
+                let shares: Vec<f64> = tables.iter().map(|table| table.progress().unwrap_or(-1.0)).collect();
+                order.sort_by(|&a, &b| shares[b].total_cmp(&shares[a]));
             }
             Sort::Rate => order.sort_by(|&a, &b| tables[b].rows_per_second.total_cmp(&tables[a].rows_per_second)),
             Sort::Eta => order.sort_by_key(|&at| std::cmp::Reverse(tables[at].eta)),
@@ -514,7 +516,7 @@ impl App {
 
 /// What a command is called in the status line.
 pub(super) fn request_name(command: &Command) -> String {
-    let of = |what: &str, table: &TableId| format!("{what} of {}", format::clean(&short_name(table)));
+    let of = |what: &str, table: &TableId| format!("{what} of {}", text::clean(&short_name(table)));
     match command {
         Command::Pause => "pause".to_owned(),
         Command::Resume => "resume".to_owned(),

@@ -158,7 +158,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
     plain(&[char('I')], Action::Invert, "I", "turn the order round")
         .hint("Invert", 6)
         .only(&[Pane::Tables, Pane::Chunks]),
-    plain(&[char('F')], Action::Follow, "F", "follow the newest line, or stay; moving down stays, g follows")
+    plain(&[char('F')], Action::Follow, "F", "follow the newest line, or stay; moving down stays")
         .hint("Follow", 6)
         .only(&[Pane::Events, Pane::Log]),
     plain(&[char('t')], Action::Ages, "t", "clock times or ages").hint("Age", 7),

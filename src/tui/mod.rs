@@ -13,6 +13,7 @@ mod input;
 mod render;
 mod style;
 mod term;
+mod text;
 mod update;
 
 #[cfg(test)]
@@ -110,8 +111,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Runs the dashboard on the calling thread until the operator leaves, a signal comes or the terminal fails. `source` is
 /// called once a frame and must not wait. The terminal is given back on every way out, a panic of this thread included.
 ///
+/// A terminal that stops reading holds this thread in a write for as long as it does, and then neither keys nor
+/// [`Options::signal`] are seen: a caller that has to end must not join it for ever.
+///
 /// # Errors
-/// There is no terminal, or it does not do as asked. The engine is not asked to stop then: that is for the caller.
+/// There is no terminal, and then nothing was done. Or it failed on the way, such as by going away: the engine was then
+/// asked to stop and had up to ten seconds for it.
 pub fn run(
     options: Options,
     source: Arc<dyn Fn() -> Status + Send + Sync>,
@@ -130,10 +135,20 @@ pub fn run(
     let profile = options.profile;
     let mut screen =
         Screen { terminal, app: App::new(&options), pace: Pace::default(), draws: Vec::new(), unsent_stop: None };
-    let exit = screen.run(&options, source.as_ref(), &control);
+    let mut exit = screen.run(&options, source.as_ref(), &control);
+    if exit.is_err() {
+        // A terminal that has gone away: the hang-up is on its way or was never sent. The engine stops cleanly either way.
+        screen.stop_and_wait(source.as_ref(), &control, false);
+        let signal = options.signal.load(Ordering::SeqCst);
+        if signal != 0 {
+            exit = Ok(Exit::Signal(signal));
+        }
+    }
     let report = profile.then(|| screen.profile(bytes.load(Ordering::Relaxed)));
-    drop(screen);
+    // The guard first: what ratatui still writes when it is dropped must not reach a terminal that has gone, which it would
+    // report on stderr, nor the shell's screen.
     drop(guard);
+    drop(screen);
     if let Some(report) = report {
         eprintln!("{report}");
     }
@@ -181,7 +196,8 @@ impl Screen {
         loop {
             let signal = options.signal.load(Ordering::SeqCst);
             if signal != 0 {
-                return Ok(self.end_by_signal(signal, source, control));
+                self.stop_and_wait(source, control, true);
+                return Ok(Exit::Signal(signal));
             }
             self.app.clock = begun.elapsed();
             let now = Instant::now();
@@ -198,7 +214,7 @@ impl Screen {
                 return Ok(leave);
             }
             let wait = next.saturating_duration_since(Instant::now()).min(TICK);
-            if event::poll(wait).map_err(failed("waiting for a key"))? {
+            if term::input(wait).map_err(failed("waiting for a key"))? {
                 self.read(&status, control)?;
                 next = Instant::now();
             }
@@ -221,7 +237,7 @@ impl Screen {
             {
                 self.send(command, control);
             }
-            if self.app.leave.is_some() || !event::poll(Duration::ZERO).map_err(failed("waiting for a key"))? {
+            if self.app.leave.is_some() || !term::input(Duration::ZERO).map_err(failed("waiting for a key"))? {
                 break;
             }
         }
@@ -288,9 +304,8 @@ impl Screen {
     }
 
     /// Asks the engine to stop and waits for it. Reads no keys: after a hang-up there is nobody to type them.
-    fn end_by_signal(&mut self, signal: i32, source: &dyn Fn() -> Status, control: &Control) -> Exit {
+    fn stop_and_wait(&mut self, source: &dyn Fn() -> Status, control: &Control, mut terminal_works: bool) {
         let begun = Instant::now();
-        let mut terminal_works = true;
         while begun.elapsed() < PATIENCE && self.app.leave.is_none() {
             let status = source();
             if matches!(status.phase, Phase::Stopped | Phase::Failed) {
@@ -306,7 +321,6 @@ impl Screen {
             terminal_works = terminal_works && self.try_draw(&status).is_ok();
             thread::sleep(TICK);
         }
-        Exit::Signal(signal)
     }
 
     fn profile(&mut self, bytes: u64) -> String {
@@ -335,4 +349,37 @@ fn moves(before: &Status, now: &Status) -> bool {
         || before.replication.changes != now.replication.changes
         || before.events.last().map(|event| event.seq) != now.events.last().map(|event| event.seq)
         || before.notices.last().map(|notice| notice.seq) != now.notices.last().map(|notice| notice.seq)
+}
+
+#[cfg(test)]
+mod pace {
+    use super::*;
+
+    #[test]
+    fn a_slow_terminal_gets_fewer_frames_and_slowly_more_again() {
+        let mut pace = Pace::default();
+        assert_eq!((pace.wait(true), pace.wait(false)), (BUSY, IDLE));
+        pace.took(Duration::from_millis(51));
+        assert_eq!((pace.wait(true), pace.wait(false)), (BUSY * 2, IDLE));
+        for _ in 0..20 {
+            pace.took(Duration::from_secs(3));
+        }
+        assert_eq!((pace.wait(true), pace.wait(false)), (SLOWEST, SLOWEST));
+        pace.took(Duration::from_millis(1));
+        assert!(pace.wait(true) > SLOWEST / 2);
+        for _ in 0..100 {
+            pace.took(Duration::from_millis(1));
+        }
+        assert_eq!(pace.wait(true), BUSY);
+    }
+
+    #[test]
+    fn an_idle_pipeline_costs_one_frame_a_second() {
+        let before = Status { phase: Phase::Streaming, ..Status::default() };
+        let mut now = before.clone();
+        now.at += 1_000_000;
+        assert!(!moves(&before, &now));
+        now.sink.documents += 1;
+        assert!(moves(&before, &now));
+    }
 }

@@ -1,10 +1,12 @@
 //! The terminal: taken on start, given back whatever happens.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::panic;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread::{self, ThreadId};
+use std::time::Duration;
 
 use crossterm::cursor::{Hide, Show};
 use crossterm::event::DisableBracketedPaste;
@@ -12,6 +14,8 @@ use crossterm::execute;
 use crossterm::terminal::{
     EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// The screen is ours.
 static ACTIVE: AtomicBool = AtomicBool::new(false);
@@ -58,6 +62,28 @@ fn restore() {
     }
 }
 
+/// Whether there is an event to read, after waiting for at most `wait` for one.
+///
+/// crossterm 0.29 must not be asked while the terminal is hung up: it reads its end of file over and over and never comes
+/// back, so that not even the SIGHUP would be seen. The kernel is asked first.
+///
+/// # Errors
+/// The terminal has hung up, or cannot be asked.
+pub(super) fn input(wait: Duration) -> io::Result<bool> {
+    let stdin = io::stdin();
+    let mut terminal = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut terminal, PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO)) {
+        // A signal, such as a change of size: crossterm knows about it.
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+    if terminal[0].revents().is_some_and(|found| found.intersects(gone)) {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has hung up"));
+    }
+    crossterm::event::poll(Duration::ZERO)
+}
+
 /// Where another thread panicked, if one did.
 pub(super) fn panicked() -> Option<String> {
     PANIC.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -82,7 +108,8 @@ fn install_panic_hook() {
             } else {
                 *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(place.clone());
             }
-            tracing::error!(%place, thread = thread::current().name().unwrap_or("?"), "panic");
+            let message = info.payload_as_str().unwrap_or("no message").chars().take(200).collect::<String>();
+            tracing::error!(%place, thread = thread::current().name().unwrap_or("?"), %message, "panic");
         }));
     });
 }

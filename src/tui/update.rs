@@ -9,6 +9,7 @@ use super::app::{App, Dialog, Leave, Pane, Sort, View, event_table, event_word, 
 use super::command::{self, Action, NOT_HERE};
 use super::format;
 use super::render::replication::headroom;
+use super::text;
 
 /// A second Ctrl-C within this time leaves without waiting.
 const TWICE: Duration = Duration::from_secs(2);
@@ -327,7 +328,7 @@ fn pause_table(app: &mut App, live: &Status) -> Option<Command> {
     if table.state == TableState::Paused {
         return Some(Command::ResumeTable(id));
     }
-    let name = format::clean(&short_name(&id));
+    let name = text::clean(&short_name(&id));
     let question = format!("Pause the copy of {name} (y/N)? The stream goes on.");
     app.dialog = Some(Dialog::Ask { question, command: Command::PauseTable(id) });
     None
@@ -337,7 +338,7 @@ fn resnapshot(app: &mut App, live: &Status) {
     let Some(id) = chosen_table(app, live) else { return };
     let Some(table) = live.tables.iter().find(|table| table.table.0 == id) else { return };
     app.dialog = Some(if table.resnapshot {
-        let name = format::clean(&short_name(&id));
+        let name = text::clean(&short_name(&id));
         let question = format!("A resnapshot of {name} runs. Give it up (y/N)? Documents stay valid.");
         Dialog::Ask { question, command: Command::CancelResnapshot(id) }
     } else {
@@ -348,7 +349,7 @@ fn resnapshot(app: &mut App, live: &Status) {
 /// What was typed names `table`, as it is or as the screen shows it.
 fn names(typed: &str, table: &TableId) -> bool {
     let full = table.to_string();
-    [&full, &table.name].into_iter().any(|name| typed == name || typed == format::clean(name))
+    [&full, &table.name].into_iter().any(|name| typed == name || typed == text::clean(name))
 }
 
 fn in_dialog(app: &mut App, live: &Status, dialog: Dialog, action: Action) -> Option<Command> {

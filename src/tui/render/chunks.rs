@@ -18,6 +18,7 @@ use crate::engine::{ChunkState, Status, TableState, TableStatus};
 use crate::tui::app::{App, Pane, short_name};
 use crate::tui::format;
 use crate::tui::style::Token;
+use crate::tui::text;
 
 use super::tables::{state_token, state_word};
 use super::{Canvas, frozen_title, piece};
@@ -28,7 +29,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &mut App, shown: &S
     let table = app.selected_table(shown).map(|at| &shown.tables[at]);
     let mut title = vec![piece("Chunks", Token::Title)];
     if let Some(table) = table {
-        title.push(piece(format!(": {}", format::clean(&short_name(&table.table.0))), Token::Title));
+        title.push(piece(format!(": {}", text::clean(&short_name(&table.table.0))), Token::Title));
         if !table.chunks.is_empty() {
             let (done, all) = (table.chunks.done() as u64, table.chunks.len() as u64);
             title.push(piece(format!("  {}/{}", format::count(done), format::count(all)), Token::Text));
@@ -67,7 +68,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &mut App, shown: &S
         grid(canvas, Rect { x, width, height: inner.height.saturating_sub(below), ..inner }, table);
     }
     for (y, (label, text, token)) in (inner.bottom().saturating_sub(below)..inner.bottom()).zip(&details) {
-        let at = canvas.put(x, y, 12, &format::left(label, 12), Token::Dim);
+        let at = canvas.put(x, y, 12, &text::left(label, 12), Token::Dim);
         canvas.put(at, y, (x + width).saturating_sub(at), text, *token);
     }
 }
@@ -92,7 +93,7 @@ fn details(table: &TableStatus, shown: &Status) -> Vec<(&'static str, String, To
             ),
             Token::Text,
         ),
-        ("index", format::clean(&table.index), Token::Text),
+        ("index", text::clean(&table.index), Token::Text),
         (
             "streamed",
             format!(
@@ -111,8 +112,8 @@ fn details(table: &TableStatus, shown: &Status) -> Vec<(&'static str, String, To
         lines.push(("snapshot", format!("held for {held}: VACUUM keeps what it can see"), Token::Warn));
     }
     if let Some(problem) = &table.problem {
-        lines.push(("problem", format!("!{}", format::clean(&problem.message)), Token::Bad));
-        lines.push(("what to do", format::clean(&problem.hint), Token::Text));
+        lines.push(("problem", format!("!{}", text::clean(&problem.message)), Token::Bad));
+        lines.push(("what to do", text::clean(&problem.hint), Token::Text));
     }
     lines
 }

@@ -20,6 +20,7 @@ use crate::table::TableId;
 use crate::tui::app::{App, Dialog};
 use crate::tui::format;
 use crate::tui::style::Token;
+use crate::tui::text;
 
 use super::replication::wal_kept;
 use super::{Canvas, Piece, columns, help, piece};
@@ -80,7 +81,7 @@ fn write(canvas: &mut Canvas<'_>, inner: Rect, lines: &[Vec<Piece>]) {
 }
 
 fn wrapped(text: &str, width: usize, token: Token) -> Vec<Vec<Piece>> {
-    format::wrap(&format::clean(text), width).into_iter().map(|line| vec![piece(line, token)]).collect()
+    text::wrap(&text::clean(text), width).into_iter().map(|line| vec![piece(line, token)]).collect()
 }
 
 /// The width of the text in the boxes below.
@@ -91,7 +92,7 @@ fn box_text(area: Rect) -> usize {
 }
 
 fn scrolled(canvas: &mut Canvas<'_>, area: Rect, title: &str, lines: &[Vec<Piece>], scroll: usize) -> usize {
-    let inner = frame(canvas, area, &[piece(format::clean(title), Token::Title)], 100, lines.len());
+    let inner = frame(canvas, area, &[piece(text::clean(title), Token::Title)], 100, lines.len());
     let rows = usize::from(inner.height);
     let scroll = scroll.min(lines.len().saturating_sub(rows));
     write(canvas, inner, lines.get(scroll..).unwrap_or_default());
@@ -106,8 +107,8 @@ fn detail(lines: &[(String, String)], width: usize) -> Vec<Vec<Piece>> {
     let label = lines.iter().map(|(label, _)| label.len()).max().unwrap_or(0) + 2;
     let mut text = Vec::new();
     for (name, value) in lines {
-        let mut name = format::left(name, label);
-        for line in format::wrap(&format::clean(value), width.saturating_sub(label)) {
+        let mut name = text::left(name, label);
+        for line in text::wrap(&text::clean(value), width.saturating_sub(label)) {
             text.push(vec![piece(name, Token::Dim), piece(line, Token::Text)]);
             name = " ".repeat(label);
         }
@@ -200,7 +201,7 @@ fn failed(canvas: &mut Canvas<'_>, area: Rect, status: &Status) {
 
 fn resnapshot(canvas: &mut Canvas<'_>, area: Rect, status: &Status, dialog: (&TableId, &str, bool, bool)) {
     let (id, typed, go, wrong) = dialog;
-    let title = [piece(format!("Resnapshot {}", format::clean(&id.to_string())), Token::Title)];
+    let title = [piece(format!("Resnapshot {}", text::clean(&id.to_string())), Token::Title)];
     let text_width = box_text(area);
     let mut lines = Vec::new();
     match status.tables.iter().find(|table| table.table.0 == *id) {
@@ -213,7 +214,7 @@ fn resnapshot(canvas: &mut Canvas<'_>, area: Rect, status: &Status, dialog: (&Ta
             let text = format!(
                 "Copies {rows} again while the stream goes on. The index {} stays readable; documents whose rows are \
                  gone are removed at the end. A temporary slot is used for a moment. WAL kept now: {}.",
-                format::clean(&table.index),
+                text::clean(&table.index),
                 wal_kept(&status.replication)
             );
             lines.extend(wrapped(&text, text_width, Token::Text));
@@ -224,7 +225,7 @@ fn resnapshot(canvas: &mut Canvas<'_>, area: Rect, status: &Status, dialog: (&Ta
     let ask = "Type the table name to go on: ";
     let room = text_width.saturating_sub(ask.len() + 1);
     // The end of what is typed stays in sight.
-    let mut shown: String = format::clean(typed);
+    let mut shown: String = text::clean(typed);
     while usize::from(columns(&shown)) > room {
         shown.remove(0);
     }

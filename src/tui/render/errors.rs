@@ -13,6 +13,7 @@ use crate::engine::Status;
 use crate::tui::app::{App, Pane};
 use crate::tui::format;
 use crate::tui::style::Token;
+use crate::tui::text;
 
 use super::{Canvas, columns, frozen_title, piece};
 
@@ -47,30 +48,25 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &mut App, shown: &S
         app.errors.selected.as_ref().and_then(|key| lines.iter().position(|line| line.key == *key)).unwrap_or(0);
     let rows = usize::from(inner.height - 1);
     let start = app.errors.window(selected, lines.len(), rows);
-    let what =
-        lines.iter().map(|line| columns(&format::clean(&line.what))).max().unwrap_or(0).clamp(4, inner.width / 4);
+    let what = lines.iter().map(|line| columns(&text::clean(&line.what))).max().unwrap_or(0).clamp(4, inner.width / 4);
     let x = inner.x + 2;
     let rest = |at: u16| inner.right().saturating_sub(at + 1);
-    let head = format!(
-        "{} {} {} REASON",
-        format::right("COUNT", 6),
-        format::left("WHAT", what.into()),
-        format::left("LAST", 8)
-    );
+    let head =
+        format!("{} {} {} REASON", text::right("COUNT", 6), text::left("WHAT", what.into()), text::left("LAST", 8));
     canvas.put(x, inner.y, rest(x), &head, Token::Dim);
     for (y, (at, line)) in (inner.y + 1..inner.bottom()).zip(lines.iter().enumerate().skip(start)) {
-        let count = format::right(&line.count.map_or_else(format::unknown, format::rows), 6);
+        let count = text::right(&line.count.map_or_else(format::unknown, format::rows), 6);
         canvas.put(x, y, 6, &count, Token::Bad);
-        canvas.put(x + 7, y, what, &format::clean(&line.what), Token::Text);
+        canvas.put(x + 7, y, what, &text::clean(&line.what), Token::Text);
         let last = line.last.or(line.first);
         let last = match last {
-            Some(last) if app.ages => format::right(&format::age(last, shown.at), 8),
+            Some(last) if app.ages => text::right(&format::age(last, shown.at), 8),
             Some(last) => format::day_or_time(last, shown.at),
             None => format::unknown(),
         };
         canvas.put(x + 8 + what, y, 8, &last, Token::Dim);
         let reason = x + 17 + what;
-        canvas.put(reason, y, rest(reason), &format::clean(&line.reason), Token::Text);
+        canvas.put(reason, y, rest(reason), &text::clean(&line.reason), Token::Text);
         if at == selected {
             canvas.put(inner.x + 1, y, 1, ">", Token::Title);
             canvas.select(Rect { y, height: 1, ..inner });

@@ -16,6 +16,7 @@ use crate::engine::{Event, EventKind, Status};
 use crate::tui::app::{App, Pane, event_table, event_word};
 use crate::tui::format;
 use crate::tui::style::Token;
+use crate::tui::text;
 
 use super::{Canvas, Piece, columns, frozen_title, piece};
 
@@ -106,21 +107,27 @@ fn line(canvas: &mut Canvas<'_>, row: Rect, event: &Event, shown: &Status, ages:
     } else {
         12
     };
+    let id_width = match row.width {
+        150.. => 40,
+        108.. => 15,
+        90.. => 20,
+        _ => 11,
+    };
     let mut x = row.x + 1;
     let mut put = |canvas: &mut Canvas<'_>, width: u16, text: &str, token: Token| {
         canvas.put(x, y, width.min(end.saturating_sub(x)), text, token);
         x = x.saturating_add(width + 1);
     };
     let time = if ages {
-        format::right(&format::age(event.at, shown.at), 12)
+        text::right(&format::age(event.at, shown.at), 12)
     } else {
         format::moment_millis(event.at, shown.at)
     };
     put(canvas, 12, &time, Token::Dim);
     put(canvas, 8, event_word(event.kind), token(event.kind));
-    put(canvas, name_width, &format::clean(&event_table(shown, event.table)), Token::Text);
+    put(canvas, name_width, &text::clean(&event_table(shown, event.table)), Token::Text);
     let took = event.latency.map_or_else(format::unknown, format::latency);
-    let key = format::clean(&event.key);
+    let key = text::clean(&event.key);
     match event.kind {
         EventKind::Snapshot => {
             let chunk = format!("chunk {key}");
@@ -129,12 +136,12 @@ fn line(canvas: &mut Canvas<'_>, row: Rect, event: &Event, shown: &Status, ages:
             put(canvas, 28, &if wide { format!("claim to index {took}") } else { took }, Token::Text);
         }
         EventKind::Reject => {
-            put(canvas, if wide { 15 } else { 11 }, &format!("id={key}"), Token::Text);
-            put(canvas, u16::MAX - 1, &format::clean(&event.detail), Token::Bad);
+            put(canvas, id_width, &format!("id={key}"), Token::Text);
+            put(canvas, u16::MAX - 1, &text::clean(&event.detail), Token::Bad);
         }
         EventKind::Insert | EventKind::Update | EventKind::Delete | EventKind::Truncate => {
             let id = if event.kind == EventKind::Truncate { String::new() } else { format!("id={key}") };
-            put(canvas, if wide { 15 } else { 11 }, &id, Token::Text);
+            put(canvas, id_width, &id, Token::Text);
             if wide {
                 put(canvas, 14, &event.xid.map_or_else(String::new, |xid| format!("xid {xid}")), Token::Dim);
             }

@@ -14,6 +14,7 @@ use crate::engine::{Phase, Status, TableState};
 use crate::tui::app::App;
 use crate::tui::format;
 use crate::tui::style::Token;
+use crate::tui::text;
 
 use super::replication::{outlook, slot_word, wal_kept};
 use super::{Canvas, Piece, columns, piece};
@@ -131,19 +132,19 @@ fn first(canvas: &mut Canvas<'_>, area: Rect, app: &App, status: &Status) {
     let long = area.width >= 110;
     let version = |text: Option<String>| text.filter(|_| long).map(|text| format!(" ({text})")).unwrap_or_default();
     let mut pieces = vec![
-        piece(format::clean(&format!("{}@{}:{}", source.database, source.host, source.port)), Token::Text),
-        piece(version(source.version.as_ref().map(|version| format::clean(&format!("PG {version}")))), Token::Dim),
+        piece(text::clean(&format!("{}@{}:{}", source.database, source.host, source.port)), Token::Text),
+        piece(version(source.version.as_ref().map(|version| text::clean(&format!("PG {version}")))), Token::Dim),
         piece(" > ", Token::Dim),
     ];
     let url = &status.sink.url;
     let host = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest).trim_end_matches('/');
-    pieces.push(piece(format::clean(host), Token::Text));
+    pieces.push(piece(text::clean(host), Token::Text));
     let sink = match (&status.sink.distribution, &status.sink.version) {
         (Some(name), Some(version)) => Some(format!("{name} {version}")),
         (Some(text), None) | (None, Some(text)) => Some(text.clone()),
         (None, None) => None,
     };
-    pieces.push(piece(version(sink.map(|text| format::clean(&text))), Token::Dim));
+    pieces.push(piece(version(sink.map(|text| text::clean(&text))), Token::Dim));
     if status.source.host.is_empty() {
         pieces = vec![piece("-", Token::Dim)];
     }
@@ -155,9 +156,9 @@ fn lag(canvas: &mut Canvas<'_>, area: Rect, app: &App, status: &Status) {
     let replication = &status.replication;
     let line = [
         piece(" lag ", Token::Dim),
-        piece(format::left(&format::bytes_opt(replication.lag_bytes), 8), Token::Text),
+        piece(text::left(&format::bytes_opt(replication.lag_bytes), 8), Token::Text),
         piece("  ", Token::Text),
-        piece(format::left(&format::seconds(replication.lag_seconds), 6), Token::Text),
+        piece(text::left(&format::seconds(replication.lag_seconds), 6), Token::Text),
         piece("  ", Token::Text),
     ];
     canvas.pieces(area.x, y, area.width, &line);
@@ -191,9 +192,9 @@ fn flow(canvas: &mut Canvas<'_>, area: Rect, status: &Status) {
     let throttle_token = if sink.throttled_per_second > 0.0 { Token::Warn } else { Token::Text };
     let mut pieces = vec![
         piece(" in ", Token::Dim),
-        piece(format::right(&format::rate(read), 6), Token::Text),
+        piece(text::right(&format::rate(read), 6), Token::Text),
         piece(" row/s   out ", Token::Dim),
-        piece(format::right(&format::rate(sink.documents_per_second), 6), Token::Text),
+        piece(text::right(&format::rate(sink.documents_per_second), 6), Token::Text),
         piece(" doc/s   ", Token::Dim),
     ];
     let millis = |value: fn(&crate::engine::Latency) -> f64| {
@@ -205,7 +206,7 @@ fn flow(canvas: &mut Canvas<'_>, area: Rect, status: &Status) {
             if sink.rejected > 0 { format!("{}!", format::short_count(sink.rejected)) } else { "0".to_owned() };
         let big = area.width >= 180;
         pieces.extend([
-            piece(format::right(&format::byte_rate(sink.bytes_per_second), 10), Token::Text),
+            piece(text::right(&format::byte_rate(sink.bytes_per_second), 10), Token::Text),
             piece("   bulk p50 ", Token::Dim),
             piece(millis(|latency| latency.p50), Token::Text),
         ]);
@@ -236,11 +237,11 @@ fn flow(canvas: &mut Canvas<'_>, area: Rect, status: &Status) {
         return;
     }
     // The rejected documents have their place on the right; the rest takes what is left.
-    let rejected = format::left(&format::errors(sink.rejected), 4);
+    let rejected = text::left(&format::errors(sink.rejected), 4);
     let end = canvas.put_right(area.right(), y, &rejected, rejected_token);
     let end = canvas.put_right(end, y, "rejected ", if sink.rejected > 0 { Token::Bad } else { Token::Dim });
     for (label, text, token) in [
-        ("bulk p99 ", format::left(&format!("{} ms", millis(|latency| latency.p99)), 9), Token::Text),
+        ("bulk p99 ", text::left(&format!("{} ms", millis(|latency| latency.p99)), 9), Token::Text),
         ("429: ", throttled, throttle_token),
     ] {
         let taken: u16 = pieces.iter().map(|(text, _)| columns(text)).sum();

@@ -3,8 +3,8 @@
 use crate::engine::Status;
 use crate::tui::app::App;
 use crate::tui::command::COMMANDS;
-use crate::tui::format;
 use crate::tui::style::Token;
+use crate::tui::text;
 
 use super::{Piece, piece};
 
@@ -16,7 +16,7 @@ pub(super) fn lines(app: &App, status: &Status) -> Vec<Vec<Piece>> {
         .map(|info| {
             let refusal = info.refusal(app, status);
             let (key, text) = if refusal.is_some() { (Token::Dim, Token::Dim) } else { (Token::Accent, Token::Text) };
-            let mut line = vec![piece(format::left(info.label, 13), key), piece(info.help, text)];
+            let mut line = vec![piece(text::left(info.label, 13), key), piece(info.help, text)];
             if let Some(reason) = refusal {
                 line.push(piece(format!(" ({reason})"), Token::Dim));
             }

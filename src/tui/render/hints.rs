@@ -12,6 +12,7 @@ use crate::tui::app::{App, Dialog, Pane, request_name, short_name};
 use crate::tui::command::{Action, COMMANDS, CommandInfo};
 use crate::tui::format;
 use crate::tui::style::Token;
+use crate::tui::text;
 
 use super::replication::outlook;
 use super::{Canvas, Piece, columns, piece};
@@ -28,13 +29,14 @@ fn said(app: &mut App, status: &Status) -> Option<Vec<Piece>> {
         return Some(vec![piece(question.clone(), Token::Warn)]);
     }
     if let Some(Dialog::Filter { pane, .. }) = app.dialog {
+        let shown = app.frozen.as_deref().unwrap_or(status);
         let matches = match pane {
-            Pane::Events => app.event_order(status).len(),
-            Pane::Log => app.log_order(status).len(),
-            Pane::Errors => app.error_lines(status).len(),
-            _ => app.table_order(status).len(),
+            Pane::Events => app.event_order(shown).len(),
+            Pane::Log => app.log_order(shown).len(),
+            Pane::Errors => app.error_lines(shown).len(),
+            _ => app.table_order(shown).len(),
         };
-        let text = app.filter_mut(pane).map(|filter| format::clean(&filter.0)).unwrap_or_default();
+        let text = app.filter_mut(pane).map(|filter| text::clean(&filter.0)).unwrap_or_default();
         return Some(vec![
             piece(format!("/{text}_"), Token::Title),
             piece(format!("   {} shown", format::count(matches as u64)), Token::Dim),
@@ -43,7 +45,7 @@ fn said(app: &mut App, status: &Status) -> Option<Vec<Piece>> {
     let mut line = Vec::new();
     if let Some(message) = &app.message {
         let (mark, token) = if message.bad { ("! ", Token::Bad) } else { ("", Token::Text) };
-        line.push(piece(format!("{mark}{}   ", format::clean(&message.text)), token));
+        line.push(piece(format!("{mark}{}   ", text::clean(&message.text)), token));
     }
     // A stop has its box.
     for request in app.requests.iter().filter(|request| request.command != Command::Stop) {
@@ -55,12 +57,9 @@ fn said(app: &mut App, status: &Status) -> Option<Vec<Piece>> {
 
 /// The worst thing that is so.
 fn alarm(app: &App, status: &Status, wide: bool) -> Option<Vec<Piece>> {
-    let bad = |text: String| Some(vec![piece(format!("! {}", format::clean(&text)), Token::Bad)]);
-    let warn = |text: String| Some(vec![piece(format!("! {}", format::clean(&text)), Token::Warn)]);
+    let bad = |text: String| Some(vec![piece(format!("! {}", text::clean(&text)), Token::Bad)]);
+    let warn = |text: String| Some(vec![piece(format!("! {}", text::clean(&text)), Token::Warn)]);
     let replication = &status.replication;
-    if let Some(place) = &app.panic {
-        return bad(format!("a thread of pgtide panicked at {place}: the log file says more"));
-    }
     match (status.phase, &status.problem) {
         (Phase::Failed, Some(problem)) => return bad(format!("FAILED: {}", problem.message)),
         (Phase::Failed, None) => return bad("FAILED: press 6 for the log".to_owned()),
@@ -94,6 +93,9 @@ fn alarm(app: &App, status: &Status, wide: bool) -> Option<Vec<Piece>> {
     }
     if out_token == Token::Bad {
         return bad(format!("WAL kept for the slot: {out}"));
+    }
+    if let Some(place) = &app.panic {
+        return bad(format!("a thread panicked at {place}: the log file says more"));
     }
     if let Some(table) = status.tables.iter().find(|table| table.state == TableState::Failed) {
         let why = table.problem.as_ref().map_or("no reason given", |problem| &problem.message);

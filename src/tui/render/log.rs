@@ -13,6 +13,7 @@ use crate::engine::{Level, Status};
 use crate::tui::app::{App, Pane, level_word};
 use crate::tui::format;
 use crate::tui::style::Token;
+use crate::tui::text;
 
 use super::{Canvas, columns, frozen_title, piece};
 
@@ -43,7 +44,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &mut App, shown: &S
     for (y, (at, &index)) in (inner.y..inner.bottom()).zip(order.iter().enumerate().skip(start)) {
         let notice = &shown.notices[index];
         let time = if app.ages {
-            format::right(&format::age(notice.at, shown.at), 8)
+            text::right(&format::age(notice.at, shown.at), 8)
         } else {
             format::moment(notice.at, shown.at)
         };
@@ -54,8 +55,8 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &mut App, shown: &S
         };
         let line = [
             piece(format!("{time} "), Token::Dim),
-            piece(format::left(level_word(notice.level), 6), token),
-            piece(format::clean(&notice.text), Token::Text),
+            piece(text::left(level_word(notice.level), 6), token),
+            piece(text::clean(&notice.text), Token::Text),
         ];
         canvas.pieces(inner.x + 1, y, inner.width.saturating_sub(2), &line);
         if at == selected && focused && !app.log.follow {
@@ -64,8 +65,8 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &mut App, shown: &S
         }
     }
     if let Some(path) = app.log_path.as_ref().filter(|_| app.single() == Some(Pane::Log)) {
-        let text = format!(" in full: {} ", format::clean(&path.display().to_string()));
-        let text = format::cut(&text, usize::from(area.width.saturating_sub(4)));
+        let text = format!(" in full: {} ", text::clean(&path.display().to_string()));
+        let text = text::cut(&text, usize::from(area.width.saturating_sub(4)));
         if columns(&text) > 4 {
             canvas.put_right(area.right().saturating_sub(2), area.bottom().saturating_sub(1), &text, Token::Dim);
         }

@@ -24,6 +24,7 @@ use crate::engine::Status;
 use super::app::{App, Pane};
 use super::format;
 use super::style::{Theme, Token};
+use super::text;
 
 /// The smallest screen that is drawn.
 pub(super) const SMALLEST: (u16, u16) = (60, 15);
@@ -50,7 +51,7 @@ impl Canvas<'_> {
             return x;
         }
         let width = usize::from(width.min(area.right() - x));
-        self.buffer.set_stringn(x, y, format::cut(text, width), width, self.theme.style(token)).0
+        self.buffer.set_stringn(x, y, text::cut(text, width), width, self.theme.style(token)).0
     }
 
     /// Writes pieces one after the other.
@@ -129,6 +130,12 @@ impl Canvas<'_> {
         let area = area.intersection(self.buffer.area);
         for position in area.positions() {
             self.buffer[position].reset();
+        }
+        // A wide character of which only the left half remains would cover the first column.
+        for y in area.top()..area.bottom() {
+            if area.left() > self.buffer.area.left() && columns(self.buffer[(area.left() - 1, y)].symbol()) > 1 {
+                self.buffer[(area.left() - 1, y)].set_char(' ');
+            }
         }
     }
 }

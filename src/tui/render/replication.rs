@@ -22,6 +22,7 @@ use crate::engine::{Phase, Replication, Status};
 use crate::tui::app::{App, Pane};
 use crate::tui::format;
 use crate::tui::style::Token;
+use crate::tui::text;
 
 use super::{Canvas, Piece, frozen_title, piece};
 
@@ -87,7 +88,7 @@ pub(super) fn slot_word(replication: &Replication, phase: Phase) -> (String, Tok
         (Some("unreserved"), _) => ("slot unreserved!".to_owned(), Token::Bad),
         (Some(_), Some(false)) => ("slot inactive".to_owned(), Token::Warn),
         (Some("reserved"), _) => ("slot ok".to_owned(), Token::Ok),
-        (Some(other), _) => (format::clean(&format!("slot {other}")), Token::Warn),
+        (Some(other), _) => (text::clean(&format!("slot {other}")), Token::Warn),
     }
 }
 
@@ -99,7 +100,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
     let width = inner.width.saturating_sub(2);
     let replication = &shown.replication;
     let wide = width >= 45;
-    let label = |text: &str| piece(format::left(text, if wide { 12 } else { 10 }), Token::Dim);
+    let label = |text: &str| piece(text::left(text, if wide { 12 } else { 10 }), Token::Dim);
     let line = |name: &str, text: String, token: Token| vec![label(name), piece(text, token)];
     let text = |name: &str, text: String| line(name, text, Token::Text);
 
@@ -112,8 +113,8 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
     let arrow = if wide { arrow } else { arrow.split(' ').next().unwrap_or_default() };
     let mut lines = vec![vec![
         label("behind"),
-        piece(format::left(&format::bytes_opt(replication.lag_bytes), if wide { 12 } else { 10 }), Token::Text),
-        piece(format::left(&format::seconds(replication.lag_seconds), if wide { 9 } else { 8 }), Token::Text),
+        piece(text::left(&format::bytes_opt(replication.lag_bytes), if wide { 12 } else { 10 }), Token::Text),
+        piece(text::left(&format::seconds(replication.lag_seconds), if wide { 9 } else { 8 }), Token::Text),
         piece(arrow, token),
     ]];
     let cells = usize::from(width).min(60).saturating_sub(if wide { 8 } else { 6 });
@@ -124,7 +125,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
         let share = format::as_f64(kept) / format::as_f64(limit.max(1));
         let bar = format::bar(share, usize::from(width).saturating_sub(8));
         let bar_token = if token == Token::Text { Token::Accent } else { token };
-        lines.push(vec![piece(bar, bar_token), piece(format::right(&format::percent(Some(share)), 7), Token::Text)]);
+        lines.push(vec![piece(bar, bar_token), piece(text::right(&format::percent(Some(share)), 7), Token::Text)]);
     }
     let rate = replication.wal_per_second.map(|rate| format!(" at {}", format::byte_rate(rate))).unwrap_or_default();
     let rate = if replication.seconds_to_loss.is_some() { rate } else { String::new() };
@@ -141,7 +142,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
                 Some(false) => ", inactive",
                 None => "",
             };
-            format!("{}{active}", format::clean(status))
+            format!("{}{active}", text::clean(status))
         }
         (Some(_), None) => format::unknown(),
         (None, _) if shown.phase == Phase::Connecting => format::unknown(),
@@ -165,7 +166,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
     lines.push(line("snapshot", held, token));
     lines.push(text("spilled", format::bytes_opt(replication.spilled_bytes)));
     if wide {
-        let name = |name: &Option<String>| name.as_deref().map_or_else(format::unknown, format::clean);
+        let name = |name: &Option<String>| name.as_deref().map_or_else(format::unknown, text::clean);
         lines.push(text(
             "changes",
             format!("{} in {} transactions", format::rows(replication.changes), format::rows(replication.transactions)),

@@ -19,6 +19,7 @@ use crate::engine::Status;
 use crate::tui::app::{App, Pane};
 use crate::tui::format;
 use crate::tui::style::Token;
+use crate::tui::text;
 
 use super::{Canvas, Piece, frozen_title, piece};
 
@@ -91,11 +92,11 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
     if let Some(trouble) = &sink.trouble {
         // Before the totals: a pane that has room for one more line must show what is wrong.
         lines.push(vec![piece(
-            format!("!{} (attempt {})", format::clean(&trouble.reason), trouble.attempts),
+            format!("!{} (attempt {})", text::clean(&trouble.reason), trouble.attempts),
             Token::Warn,
         )]);
         if wide {
-            lines.push(vec![piece(format::clean(&trouble.hint), Token::Text)]);
+            lines.push(vec![piece(text::clean(&trouble.hint), Token::Text)]);
         }
     }
     lines.push(vec![dim("answered "), text(format::rows(sink.documents))]);
@@ -103,7 +104,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
         lines.push(Vec::new());
         for index in &sink.indices {
             lines.push(vec![
-                dim(&format::left(&format::clean(&index.index), 22)),
+                dim(&text::left(&text::clean(&index.index), 22)),
                 text(format!("  {} indexed, {} deleted", format::rows(index.indexed), format::rows(index.deleted))),
             ]);
         }

@@ -16,6 +16,7 @@ use crate::engine::{Status, TableState, TableStatus};
 use crate::tui::app::{App, Pane, short_name};
 use crate::tui::format;
 use crate::tui::style::Token;
+use crate::tui::text;
 
 use super::{Canvas, columns, frozen_title, piece};
 
@@ -124,7 +125,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &mut App, shown: &S
     if inner.height == 0 {
         return;
     }
-    let name = |at: usize| format::clean(&short_name(&shown.tables[at].table.0));
+    let name = |at: usize| text::clean(&short_name(&shown.tables[at].table.0));
     let selected = app.selected_table(shown);
     let selected_row = order.iter().position(|&at| Some(at) == selected).unwrap_or(0);
     let rows = usize::from(inner.height - 1);
@@ -137,7 +138,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &mut App, shown: &S
     for &(column, gap, width) in &placed {
         x += gap;
         let (head, right) = head(column);
-        let text = if right { format::right(head, width.into()) } else { head.to_owned() };
+        let text = if right { text::right(head, width.into()) } else { head.to_owned() };
         canvas.put(x, inner.y, width, &text, Token::Dim);
         x += width;
     }
@@ -152,9 +153,11 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &mut App, shown: &S
             canvas.put(inner.x + 1, y, 1, ">", Token::Title);
         }
         let mut x = inner.x + 2;
+        // Both are worth working out once for a row: the share counts chunks.
+        let (share, name) = (table.progress(), name(at));
         for &(column, gap, width) in &placed {
             x += gap;
-            cell(canvas, (x, y, width), column, table, &name(at), app);
+            cell(canvas, (x, y, width), column, (table, share, &name), app);
             x += width;
         }
         if Some(at) == selected {
@@ -209,15 +212,13 @@ fn cell(
     canvas: &mut Canvas<'_>,
     (x, y, width): (u16, u16, u16),
     column: Column,
-    table: &TableStatus,
-    name: &str,
+    (table, share, name): (&TableStatus, Option<f64>, &str),
     app: &App,
 ) {
-    let share = table.progress();
     let columns = usize::from(width);
     let (text, token) = match column {
         Column::Name => (name.to_owned(), Token::Text),
-        Column::Index => (format::clean(&table.index), Token::Dim),
+        Column::Index => (text::clean(&table.index), Token::Dim),
         Column::State => (state_word(table), state_token(table.state)),
         Column::Bar => (format::bar(share.unwrap_or(0.0), columns), state_token(table.state)),
         Column::Percent => (format::percent(share), Token::Text),
@@ -233,6 +234,6 @@ fn cell(
         Column::Eta => (format::eta(table.eta), Token::Text),
         Column::Errors => (format::errors(table.errors), if table.errors > 0 { Token::Bad } else { Token::Text }),
     };
-    let text = if head(column).1 { format::right(&text, columns) } else { text };
+    let text = if head(column).1 { text::right(&text, columns) } else { text };
     canvas.put(x, y, width, &text, token);
 }

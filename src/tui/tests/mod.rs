@@ -3,6 +3,7 @@
 mod fixture;
 mod keys;
 mod screens;
+mod terminal;
 
 use crate as pgtide;
 

@@ -52,7 +52,7 @@ fn scenarios() {
     for (name, status) in fixture::all() {
         snapshot(name, "", &status, &[(80, 24), (120, 40), (200, 60)]);
     }
-    snapshot("backfill", "", &fixture::backfill(), &[(59, 14), (60, 15), (70, 20), (80, 36), (100, 50), (200, 24)]);
+    snapshot("backfill", "", &fixture::backfill(), &[(59, 14), (60, 15), (70, 20), (80, 36), (100, 50), (110, 36), (180, 54), (200, 24)]);
 }
 
 #[test]
@@ -205,5 +205,54 @@ fn every_size() {
             app.dialog = dialogs[turn % dialogs.len()].clone();
             draw(&mut app, status, width, height);
         }
+    }
+}
+
+/// The row of the selection is reversed in the terminal, colours or not. crossterm is told that there are none, as it
+/// tells itself when NO_COLOR is set: it then writes a full reset in place of a colour, and reversing must outlive that.
+#[test]
+fn the_selection_stays_visible_without_colours() {
+    use ratatui::Terminal;
+    use ratatui::backend::CrosstermBackend;
+    use ratatui::{TerminalOptions, Viewport};
+    let status = fixture::backfill();
+    let reversed = |color: ColorChoice| {
+        let mut app = App::new(&Options { color, ascii: Some(false), ..Options::default() });
+        let mut bytes = Vec::new();
+        let viewport = Viewport::Fixed(Rect::new(0, 0, 80, 24));
+        let mut terminal =
+            Terminal::with_options(CrosstermBackend::new(&mut bytes), TerminalOptions { viewport }).unwrap();
+        terminal.draw(|frame| crate::tui::render(frame.buffer_mut(), &mut app, &status)).unwrap();
+        drop(terminal);
+        let mut parser = vt100::Parser::new(24.try_into().unwrap(), 80.try_into().unwrap(), 0);
+        parser.process(&bytes);
+        let inverse = |row: u16| (1..79).all(|column| parser.screen().cell(row, column).unwrap().inverse());
+        assert!(parser.screen().contents().contains(">orders"));
+        assert!(!inverse(6), "only the selected row is reversed");
+        inverse(5)
+    };
+    crossterm::style::force_color_output(false);
+    assert!(reversed(ColorChoice::Never));
+    assert!(!reversed(ColorChoice::Always), "crossterm has been mended: the theme without colours may be simplified");
+    crossterm::style::force_color_output(true);
+    assert!(reversed(ColorChoice::Always) && reversed(ColorChoice::Never));
+}
+
+/// A box over half a wide character must not lose its border.
+#[test]
+fn a_box_cuts_wide_characters_cleanly() {
+    let mut status = fixture::backfill();
+    for shift in 0..2 {
+        for table in &mut status.tables {
+            let name = format!("{}{}", "x".repeat(shift), "注".repeat(20));
+            table.table.0 = crate::table::TableId::new("public", name);
+        }
+        let mut app = app();
+        draw(&mut app, &status, 80, 24);
+        press(&mut app, &status, "r");
+        let buffer = draw(&mut app, &status, 80, 24);
+        let text = text(&buffer);
+        let borders = text.lines().filter(|line| line.matches('│').count() >= 4).count();
+        assert!(borders >= 6, "{text}");
     }
 }
