@@ -54,7 +54,7 @@ async fn main() -> Outcome<()> {
     }
 
     println!("\nstream of {rows} inserts, 100 a transaction, from the slot's backlog");
-    client.batch_execute("CREATE PUBLICATION bench FOR TABLE users").await?;
+    // The publication is there since the first copy.
     client.query("SELECT pg_create_logical_replication_slot('origin', 'pgoutput')", &[]).await?;
     let insert = format!(
         "DO $$ BEGIN FOR i IN 1..{} LOOP

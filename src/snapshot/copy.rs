@@ -142,7 +142,7 @@ struct Worker {
 
 impl Worker {
     fn new(copying: Arc<Copying>, stop: CancellationToken) -> Self {
-        let body = Body::with_capacity(0);
+        let body = copying.sink.body();
         Self { copying, stop, body, segments: Vec::new(), flying: None, copied: Copied::default(), id: Vec::new() }
     }
 
@@ -297,8 +297,7 @@ impl Worker {
     /// Sends the body once the one before it has been answered for.
     async fn hand_over(&mut self) -> Result<(), Problem> {
         self.landed().await?;
-        let capacity = self.body.bytes();
-        let body = std::mem::replace(&mut self.body, Body::with_capacity(capacity));
+        let body = std::mem::replace(&mut self.body, self.copying.sink.body());
         let segments = std::mem::take(&mut self.segments);
         let (copying, stop) = (Arc::clone(&self.copying), self.stop.clone());
         self.flying = Some(tokio::spawn(async move { deliver(&copying, body, segments, &stop).await }));
