@@ -382,6 +382,9 @@ async fn again_recorded(
 }
 
 /// Sends the deletes that the stream made during the copy once more, for rows that were on their way at the time.
+///
+/// Each goes one below its own version: still not below that of the copy's documents, but below that of a row which
+/// the same transaction wrote under the same key after its delete.
 async fn redo_deletes(
     context: &Context,
     mapping: &TableMapping,
@@ -393,7 +396,7 @@ async fn redo_deletes(
     for batch in deletes.since(version).chunks(limit.max(1)) {
         let mut body = Body::with_capacity(batch.len() * 96);
         for (id, at) in batch {
-            body.delete(&mapping.target, id, *at);
+            body.delete(&mapping.target, id, at.saturating_sub(1));
         }
         context.sink.deliver(body, stop).await?;
     }
