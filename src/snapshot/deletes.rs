@@ -2,9 +2,9 @@
 //!
 //! Elasticsearch forgets deleted documents' versions after a while (`index.gc_deletes`, or with a restart of the
 //! node), so that a copied row that arrives after its delete would bring the document back. Two things prevent it:
-//! a row whose key is in the set is left out when its bulk is built, and at the end of the copy every id of the set is
-//! deleted once more at the version of the copy, for those whose row was on its way at the time. A document that was
-//! written again, even by the transaction that deleted it, has a higher version and stays.
+//! a row whose key is in the set is left out when its bulk is built, and at the end of the copy every delete of the
+//! set is sent once more, for those whose row was on its way at the time. A document that was written again by then
+//! has a higher version and stays.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -381,8 +381,10 @@ async fn again_recorded(
     Ok(())
 }
 
-/// Removes the copied rows that the stream deleted while they were on their way. At the copy's own version: a document
-/// that the deleting transaction itself wrote again has the version of the delete, and must stay.
+/// Sends the deletes that the stream made during the copy once more, for rows that were on their way at the time.
+///
+/// Each goes one below its own version: still not below that of the copy's documents, but below that of a row which
+/// the same transaction wrote under the same key after its delete.
 async fn redo_deletes(
     context: &Context,
     mapping: &TableMapping,
@@ -393,8 +395,8 @@ async fn redo_deletes(
     let limit = context.config.elasticsearch.batch_size_limit;
     for batch in deletes.since(version).chunks(limit.max(1)) {
         let mut body = Body::with_capacity(batch.len() * 96);
-        for (id, _) in batch {
-            body.delete(&mapping.target, id, version);
+        for (id, at) in batch {
+            body.delete(&mapping.target, id, at.saturating_sub(1));
         }
         context.sink.deliver(body, stop).await?;
     }

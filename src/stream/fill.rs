@@ -33,6 +33,9 @@ pub(super) async fn current_row(
         let literal = quote_literal(&String::from_utf8_lossy(text));
         conditions.push(format!("{} = {literal}", quote_identifier(&column.name)));
     }
+    if conditions.is_empty() {
+        return Ok(None);
+    }
     let columns: Vec<String> = shape.columns().iter().map(|column| quote_identifier(&column.name)).collect();
     let sql = format!(
         "COPY (SELECT {} FROM {} WHERE {}) TO STDOUT",

@@ -26,12 +26,14 @@ pub(super) struct Relation {
 pub(super) struct Relations {
     tables: HashMap<TableId, Arc<TableMapping>>,
     known: HashMap<u32, Relation>,
+    need_key: bool,
 }
 
 impl Relations {
-    pub(super) fn new(tables: impl IntoIterator<Item = Arc<TableMapping>>) -> Self {
+    /// `need_key`: the key names the documents; else a handler does.
+    pub(super) fn new(tables: impl IntoIterator<Item = Arc<TableMapping>>, need_key: bool) -> Self {
         let tables = tables.into_iter().map(|mapping| (mapping.table.clone(), mapping)).collect();
-        Self { tables, known: HashMap::new() }
+        Self { tables, known: HashMap::new(), need_key }
     }
 
     #[inline]
@@ -59,7 +61,7 @@ impl Relations {
         };
         let mut shape = Shape::new(Vec::new());
         if let Some(mapping) = &mapping {
-            shape = shape_of(catalog_client, relation, mapping).await?;
+            shape = shape_of(catalog_client, relation, mapping, self.need_key).await?;
         }
         self.known.insert(relation.oid, Relation { table, mapping, shape });
         Ok(())
@@ -70,6 +72,7 @@ async fn shape_of(
     client: &Client,
     relation: &pgoutput::Relation<'_>,
     mapping: &TableMapping,
+    need_key: bool,
 ) -> Result<Shape, Problem> {
     let types = catalog::resolve_types(client, relation.columns.iter().map(|column| column.type_oid)).await?;
     // With DEFAULT and INDEX the announcement marks the key as it was at that time. FULL marks every column and
@@ -91,7 +94,7 @@ async fn shape_of(
         })
         .collect();
     let shape = Shape::new(columns);
-    if shape.key().is_empty() || (!marked && shape.key().len() != keys.len()) {
+    if need_key && (shape.key().is_empty() || (!marked && shape.key().len() != keys.len())) {
         return Err(no_key(&mapping.table));
     }
     Ok(shape)

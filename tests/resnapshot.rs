@@ -1,0 +1,237 @@
+//! A table copied again while the stream goes on.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::fmt::Write as _;
+
+use pgtide::demo::{Workload, WorkloadOptions, seed};
+use pgtide::engine::{Command, Engine, Phase, TableState};
+use pgtide::sink::{Body, Sink, SinkOptions, Target};
+use pgtide::store::{Effect, Fault};
+use pgtide::table::TableId;
+use support::pipeline::{LIMIT, Rig, live, stop};
+use support::wait_until;
+use tokio_util::sync::CancellationToken;
+
+fn table(name: &str) -> TableId {
+    TableId::new("public", name)
+}
+
+async fn again(engine: &Engine, name: &str) {
+    engine.control().send(Command::Resnapshot(table(name))).await.unwrap();
+}
+
+/// Waits until no resnapshot runs or is wanted.
+async fn done(engine: &Engine) {
+    wait_until("the resnapshot has ended", LIMIT, || async {
+        engine.status().tables.iter().all(|table| !table.resnapshot && table.state == TableState::Live)
+    })
+    .await;
+}
+
+/// The newest notices hold this text.
+fn noticed(engine: &Engine, text: &str) -> bool {
+    engine.status().notices.iter().any(|notice| notice.text.contains(text))
+}
+
+/// Writes documents past the pipeline, as if they had been left behind.
+async fn plant(rig: &Rig, index: &str, documents: &[(&str, u64)]) {
+    let client = pgtide::sink::Client::new(&rig.config(&[index]).elasticsearch).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let sink = Sink::new(client, SinkOptions::new(1, folder.path().join("none")));
+    let (target, mut body) = (Target::new(index, 0), Body::default());
+    for (id, version) in documents {
+        body.index(&target, id.as_bytes(), *version, |out| out.extend_from_slice(b"{\"stale\":true}"));
+    }
+    let delivered = sink.deliver(body, &CancellationToken::new()).await.unwrap();
+    assert_eq!(delivered.ok, documents.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_workload_changes_the_tables() {
+    let rig = Rig::new().await;
+    seed(&rig.client, 3_000, |_, _| {}).await.unwrap();
+    let mut config = rig.config(&["users", "books"]);
+    config.cdc.snapshot.chunk_size = 200;
+    config.elasticsearch.batch_size_limit = 100;
+    let engine = rig.run(config).await;
+    let workload = Workload::start(rig.socket_config(), WorkloadOptions { rate: 800, seed: Some(7) });
+    wait_until("the workload works", LIMIT, || async { workload.stats().changes() > 50 }).await;
+    // Copies take their time, so that changes fall into every part of them.
+    rig.store.inject(Fault::new(Effect::Delay { milliseconds: 20 }));
+    for round in 0..2 {
+        let before = workload.stats();
+        again(&engine, "users").await;
+        again(&engine, "books").await;
+        assert!(
+            engine.control().send(Command::Resnapshot(table("users"))).await.is_err(),
+            "it runs or is wanted already"
+        );
+        wait_until("rows were deleted in the meantime", LIMIT, || async {
+            workload.stats().deleted > before.deleted + 10
+        })
+        .await;
+        done(&engine).await;
+        assert!(noticed(&engine, "public.users: copied again"), "round {round}: {:?}", engine.status().notices);
+        assert!(noticed(&engine, "public.books: copied again"), "round {round}: {:?}", engine.status().notices);
+    }
+    rig.store.clear_faults();
+    let stats = workload.stop().await;
+    assert_eq!(stats.failures, 0);
+    rig.equal("users").await;
+    rig.equal("books").await;
+    let open = "SELECT count(*) FROM cdc_snapshot_chunks WHERE status <> 'completed'";
+    assert_eq!(rig.count(open).await, 0);
+    let status = engine.status();
+    assert_eq!((status.phase, status.sink.rejected), (Phase::Streaming, 0));
+    assert!(status.tables.iter().all(|table| table.problem.is_none() && table.chunks.done() == table.chunks.len()));
+    assert_eq!(status.snapshot.held_seconds, None);
+    let temporary = "SELECT count(*) FROM pg_replication_slots WHERE temporary AND database = current_database()";
+    wait_until("temporary slots are gone", LIMIT, || async { rig.count(temporary).await == 0 }).await;
+    rig.nobody_idles_in_a_transaction().await;
+    stop(engine).await;
+}
+
+const BOOKS: &str = "CREATE TABLE books (id int PRIMARY KEY, title text)";
+
+async fn rig_with_books(rig: &Rig, rows: i32, documents: usize) -> Engine {
+    rig.sql(BOOKS).await;
+    rig.sql(&format!("INSERT INTO books SELECT n, 'Book ' || n FROM generate_series(1, {rows}) n")).await;
+    let mut config = rig.config(&["books"]);
+    config.cdc.snapshot.workers = Some(1);
+    config.elasticsearch.batch_size_limit = documents;
+    rig.run(config).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documents_without_a_row_are_removed() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig, 5, 1_000).await;
+    plant(&rig, "books", &[("left over", 1), ("\"odd\\\n", 2), ("6", 3)]).await;
+    assert_eq!(rig.documents("books").len(), 8);
+    again(&engine, "books").await;
+    done(&engine).await;
+    rig.equal_now("books").await;
+    assert!(noticed(&engine, "3 documents removed"), "{:?}", engine.status().notices);
+    // The index lacks a row: the copy brings it back.
+    rig.sql("INSERT INTO books VALUES (6, 'six')").await;
+    rig.equal("books").await;
+    stop(engine).await;
+}
+
+/// A deleted row that is on its way in the copy's bulk would come back once the store forgets that it was deleted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_deleted_while_its_copy_is_on_its_way_stays_deleted() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig, 20, 1_000).await;
+    // Nothing streams at this moment: the bulk that is held is the copy's, with all its rows.
+    rig.hold(1);
+    again(&engine, "books").await;
+    rig.until_held().await;
+    rig.sql("DELETE FROM books WHERE id <= 3; UPDATE books SET title = 'changed' WHERE id = 4").await;
+    rig.sql("INSERT INTO books VALUES (2, 'born again'); UPDATE books SET id = 50 WHERE id = 5").await;
+    // Deletes and writes of one key in one transaction.
+    rig.sql("BEGIN; DELETE FROM books WHERE id = 6; INSERT INTO books VALUES (6, 'born at once'); COMMIT").await;
+    rig.sql("BEGIN; UPDATE books SET id = -7 WHERE id = 7; UPDATE books SET id = 7 WHERE id = 8; UPDATE books SET id = 8 WHERE id = -7; COMMIT").await;
+    rig.delivered().await;
+    rig.store.forget_tombstones();
+    rig.store.clear_faults();
+    done(&engine).await;
+    assert!(noticed(&engine, "copied again"), "{:?}", engine.status().notices);
+    rig.equal("books").await;
+    assert_eq!(rig.documents("books").len(), 18);
+    stop(engine).await;
+}
+
+/// A deleted row that the copy has not sent yet is left out when its turn comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_deleted_before_its_copy_is_sent_is_left_out() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig, 50, 10).await;
+    let before = rig.store.stats().items;
+    rig.hold(1);
+    again(&engine, "books").await;
+    rig.until_held().await;
+    rig.sql("DELETE FROM books WHERE id IN (45, 46); INSERT INTO books VALUES (46, 'born again')").await;
+    rig.delivered().await;
+    rig.store.forget_tombstones();
+    rig.store.clear_faults();
+    done(&engine).await;
+    rig.equal("books").await;
+    // 48 rows by the copy, three changes by the stream, two deletes once more.
+    assert_eq!(rig.store.stats().items - before, 48 + 3 + 2);
+    stop(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn given_up_it_leaves_the_documents_valid() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig, 50, 10).await;
+    let control = engine.control();
+    assert!(control.send(Command::CancelResnapshot(table("books"))).await.is_err(), "there is none to give up");
+    plant(&rig, "books", &[("left over", 1)]).await;
+    rig.hold(1);
+    again(&engine, "books").await;
+    rig.until_held().await;
+    rig.sql("DELETE FROM books WHERE id = 30; UPDATE books SET title = 'changed' WHERE id = 1").await;
+    control.send(Command::CancelResnapshot(table("books"))).await.unwrap();
+    done(&engine).await;
+    rig.store.clear_faults();
+    assert!(noticed(&engine, "given up by the operator"), "{:?}", engine.status().notices);
+    rig.delivered().await;
+    let mut documents = rig.documents("books");
+    assert!(documents.remove("left over").is_some(), "a copy that was given up removed documents");
+    let row = |document: &serde_json::Value| document["title"].as_str().unwrap().to_owned();
+    assert_eq!((documents.len(), row(&documents["1"])), (49, "changed".into()));
+    assert_eq!(rig.count("SELECT count(*) FROM cdc_snapshot_chunks WHERE status <> 'completed'").await, 0);
+    rig.nobody_idles_in_a_transaction().await;
+    // It can be asked for again.
+    again(&engine, "books").await;
+    done(&engine).await;
+    rig.equal("books").await;
+    stop(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cut_short_by_a_stop_it_is_made_again() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig, 50, 10).await;
+    plant(&rig, "books", &[("left over", 1)]).await;
+    rig.hold(1);
+    again(&engine, "books").await;
+    rig.until_held().await;
+    rig.sql("DELETE FROM books WHERE id = 30").await;
+    stop(engine).await;
+    rig.store.clear_faults();
+    rig.sql("DELETE FROM books WHERE id = 31").await;
+    let engine = rig.run(rig.config(&["books"])).await;
+    wait_until("it was made again", LIMIT, || async { noticed(&engine, "copied again") }).await;
+    done(&engine).await;
+    rig.equal("books").await;
+    assert_eq!(rig.documents("books").len(), 48);
+    stop(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wish_that_cannot_be_granted_is_refused_in_words() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    let mut insert = String::from("INSERT INTO books VALUES (0, 'x')");
+    for n in 1..10 {
+        write!(insert, ", ({n}, 'x')").unwrap();
+    }
+    rig.sql(&insert).await;
+    rig.hold(1);
+    let engine = rig.start(rig.config(&["books"]));
+    rig.until_held().await;
+    let early = engine.control().send(Command::Resnapshot(table("books"))).await.unwrap_err();
+    assert!(early.contains("first copy"), "{early}");
+    rig.store.clear_faults();
+    live(&engine).await;
+    let unknown = engine.control().send(Command::Resnapshot(table("boks"))).await.unwrap_err();
+    assert!(unknown.contains("public.boks"), "{unknown}");
+    rig.equal("books").await;
+    stop(engine).await;
+}
