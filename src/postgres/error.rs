@@ -85,11 +85,7 @@ impl From<tokio_postgres::Error> for PostgresError {
         let text = chain(&error);
         // Bytes that cannot be parsed come as invalid input.
         let broken = io_error(&error).is_some_and(|error| error.kind() != io::ErrorKind::InvalidInput);
-        if error.is_closed() || broken {
-            PostgresError::Closed(text)
-        } else {
-            PostgresError::Protocol(text)
-        }
+        if error.is_closed() || broken { PostgresError::Closed(text) } else { PostgresError::Protocol(text) }
     }
 }
 

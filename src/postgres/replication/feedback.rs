@@ -15,8 +15,8 @@ use crate::lsn::Lsn;
 
 use super::super::error::PostgresError;
 use super::super::pgoutput::POSTGRES_EPOCH;
-use super::socket::Socket;
 use super::closed;
+use super::socket::Stream;
 
 /// Between two updates when nothing happens.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ pub(super) struct Link {
     raised: Notify,
     parting: Notify,
     /// The reading half after its reader was dropped.
-    unread: Mutex<Option<ReadHalf<Socket>>>,
+    unread: Mutex<Option<ReadHalf<Box<dyn Stream>>>>,
 }
 
 impl Link {
@@ -55,12 +55,12 @@ impl Link {
         self.parting.notify_one();
     }
 
-    pub(super) fn give_back(&self, read: ReadHalf<Socket>) {
+    pub(super) fn give_back(&self, read: ReadHalf<Box<dyn Stream>>) {
         *self.unread.lock().unwrap_or_else(PoisonError::into_inner) = Some(read);
         self.parting.notify_one();
     }
 
-    fn take_unread(&self) -> Option<ReadHalf<Socket>> {
+    fn take_unread(&self) -> Option<ReadHalf<Box<dyn Stream>>> {
         self.unread.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -113,7 +113,7 @@ impl Feedback {
 }
 
 /// Starts the task that writes. Until a position is confirmed it confirms none, which changes nothing for the slot.
-pub(super) fn start(write: WriteHalf<Socket>) -> (Feedback, Arc<Link>) {
+pub(super) fn start(write: WriteHalf<Box<dyn Stream>>) -> (Feedback, Arc<Link>) {
     let link = Arc::new(Link::default());
     let (finish, finished) = mpsc::channel(1);
     tokio::spawn(run(write, link.clone(), finished));
@@ -121,7 +121,7 @@ pub(super) fn start(write: WriteHalf<Socket>) -> (Feedback, Arc<Link>) {
 }
 
 async fn run(
-    mut write: WriteHalf<Socket>,
+    mut write: WriteHalf<Box<dyn Stream>>,
     link: Arc<Link>,
     mut finished: mpsc::Receiver<oneshot::Sender<Result<(), PostgresError>>>,
 ) {
@@ -156,7 +156,7 @@ async fn run(
     link.take_unread();
 }
 
-async fn update(write: &mut WriteHalf<Socket>, link: &Link) -> Result<(), PostgresError> {
+async fn update(write: &mut WriteHalf<Box<dyn Stream>>, link: &Link) -> Result<(), PostgresError> {
     let confirmed = link.confirmed.load(Ordering::Acquire);
     write.write_all(&status_update(link.received.load(Ordering::Relaxed), confirmed)).await.map_err(closed)?;
     write.flush().await.map_err(closed)?;
@@ -166,7 +166,7 @@ async fn update(write: &mut WriteHalf<Socket>, link: &Link) -> Result<(), Postgr
 
 /// The last update, then the end, then patience: closing a socket with unread bytes in it makes the kernel throw away
 /// what the server has not read yet, and that is the update.
-async fn part(mut write: WriteHalf<Socket>, link: &Link) -> Result<(), PostgresError> {
+async fn part(mut write: WriteHalf<Box<dyn Stream>>, link: &Link) -> Result<(), PostgresError> {
     update(&mut write, link).await?;
     let mut end = BytesMut::new();
     frontend::copy_done(&mut end);
@@ -184,7 +184,7 @@ async fn part(mut write: WriteHalf<Socket>, link: &Link) -> Result<(), PostgresE
     }
 }
 
-async fn drain(unread: &mut ReadHalf<Socket>) -> Result<(), PostgresError> {
+async fn drain(unread: &mut ReadHalf<Box<dyn Stream>>) -> Result<(), PostgresError> {
     let mut bytes = vec![0; 64 << 10];
     loop {
         match unread.read(&mut bytes).await {

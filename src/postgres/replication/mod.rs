@@ -121,7 +121,8 @@ impl Session {
                         return Err(login("it asks for a way of login that pgtide does not have"));
                     }
                     let exchange = ScramSha256::new(password()?, ChannelBinding::unsupported());
-                    self.send(|buffer| frontend::sasl_initial_response(SCRAM_SHA_256, exchange.message(), buffer)).await?;
+                    self.send(|buffer| frontend::sasl_initial_response(SCRAM_SHA_256, exchange.message(), buffer))
+                        .await?;
                     scram = Some(exchange);
                 }
                 Message::AuthenticationSaslContinue(body) => {
@@ -207,14 +208,18 @@ impl Session {
     /// As [`Session::query`]: the name is taken (42710), no slot is free (53400), `wal_level` is not `logical` (55000).
     pub async fn create_slot(&mut self, name: &str, temporary: bool) -> Result<CreatedSlot, PostgresError> {
         let temporary = if temporary { " TEMPORARY" } else { "" };
-        let major: u32 = self.server_version.split(|c: char| !c.is_ascii_digit()).next().unwrap_or("").parse().unwrap_or(0);
+        let major: u32 =
+            self.server_version.split(|c: char| !c.is_ascii_digit()).next().unwrap_or("").parse().unwrap_or(0);
         let export = if major < 15 { "EXPORT_SNAPSHOT" } else { "(SNAPSHOT 'export')" };
         let name = quote_identifier(name);
         let rows = self.query(&format!("CREATE_REPLICATION_SLOT {name}{temporary} LOGICAL pgoutput {export}")).await?;
         let Some([_, Some(consistent_point), Some(snapshot_name), _]) = rows.first().map(Vec::as_slice) else {
             return Err(PostgresError::Protocol("CREATE_REPLICATION_SLOT was not answered in four columns".to_owned()));
         };
-        Ok(CreatedSlot { consistent_point: consistent_point.parse().map_err(protocol)?, snapshot_name: snapshot_name.clone() })
+        Ok(CreatedSlot {
+            consistent_point: consistent_point.parse().map_err(protocol)?,
+            snapshot_name: snapshot_name.clone(),
+        })
     }
 
     /// Starts streaming the slot's changes of the publication's tables.
@@ -248,9 +253,10 @@ impl Session {
         self.whole_message().await?;
         let length = self.length();
         self.received.advance(length);
-        let (read, write) = tokio::io::split(self.socket);
+        let Socket { stream, only_try } = self.socket;
+        let (read, write) = tokio::io::split(stream);
         let (feedback, link) = feedback::start(write);
-        Ok((Reader::new(read, link, &self.received), feedback))
+        Ok((Reader::new(read, only_try, link, &self.received), feedback))
     }
 
     fn begin(&mut self) -> Result<(), PostgresError> {
@@ -267,12 +273,12 @@ impl Session {
         let mut buffer = BytesMut::new();
         // Fails for texts with a zero byte.
         write(&mut buffer).map_err(protocol)?;
-        self.socket.write_all(&buffer).await.map_err(closed)?;
-        self.socket.flush().await.map_err(closed)
+        self.socket.stream.write_all(&buffer).await.map_err(closed)?;
+        self.socket.stream.flush().await.map_err(closed)
     }
 
     async fn fill(&mut self) -> Result<(), PostgresError> {
-        match self.socket.read_buf(&mut self.received).await.map_err(closed)? {
+        match self.socket.stream.read_buf(&mut self.received).await.map_err(closed)? {
             0 => Err(PostgresError::Closed("the server closed it".to_owned())),
             _ => Ok(()),
         }

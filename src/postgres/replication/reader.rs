@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::lsn::Lsn;
 use super::super::error::PostgresError;
 use super::super::pgoutput::POSTGRES_EPOCH;
 use super::feedback::Link;
-use super::socket::Socket;
+use super::socket::Stream;
 use super::{closed, protocol, server_error};
 
 /// Capacity of the buffer, unless a message is larger.
@@ -31,6 +32,8 @@ const QUICK_READS: u32 = 16;
 const QUICK: Duration = Duration::from_micros(500);
 /// Less than this gathered: not much comes any more.
 const MUCH: usize = 16 << 10;
+/// A read that gave so much is followed by another that does not wait.
+const MORE: usize = 2 << 10;
 
 /// A message of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +61,8 @@ pub enum Frame<'a> {
 /// Reads the stream. Dropping it leaves the connection open until the last [`Feedback`](super::Feedback) is gone.
 pub struct Reader {
     /// None only while it is being dropped.
-    read: Option<ReadHalf<Socket>>,
+    read: Option<ReadHalf<Box<dyn Stream>>>,
+    only_try: Arc<AtomicBool>,
     link: Arc<Link>,
     buffer: Vec<u8>,
     /// What is read and not taken yet: `buffer[start..end]`.
@@ -92,11 +96,16 @@ impl Pace {
 }
 
 impl Reader {
-    pub(super) fn new(read: ReadHalf<Socket>, link: Arc<Link>, received: &[u8]) -> Self {
+    pub(super) fn new(
+        read: ReadHalf<Box<dyn Stream>>,
+        only_try: Arc<AtomicBool>,
+        link: Arc<Link>,
+        received: &[u8],
+    ) -> Self {
         let mut buffer = vec![0; BUFFER.max(received.len())];
         buffer[..received.len()].copy_from_slice(received);
         let pace = Pace { gather: false, quick_reads: 0, last: None };
-        Self { read: Some(read), link, buffer, start: 0, end: received.len(), received: Lsn::ZERO, pace }
+        Self { read: Some(read), only_try, link, buffer, start: 0, end: received.len(), received: Lsn::ZERO, pace }
     }
 
     /// The next message of those that are read already; none if no whole one is left: then [`Reader::fill`].
@@ -195,27 +204,35 @@ impl Reader {
         if self.pace.gather {
             tokio::time::sleep(GATHER).await;
         }
-        let Self { read: Some(read), buffer, end, .. } = self else {
+        let Self { read: Some(read), only_try, buffer, end, .. } = self else {
             return Err(PostgresError::Closed("it is being given up".to_owned()));
         };
         let before = *end;
-        // Several reads: TLS hands out a record at a time.
+        // TLS hands out a few kilobytes at a time, so there may be more where much came from.
         let outcome = poll_fn(|context| {
-            while *end < buffer.len() {
+            loop {
                 let mut unfilled = ReadBuf::new(&mut buffer[*end..]);
+                only_try.store(*end > before, Ordering::Relaxed);
                 match Pin::new(&mut *read).poll_read(context, &mut unfilled) {
-                    Poll::Ready(Ok(())) if unfilled.filled().is_empty() => {
-                        return Poll::Ready(Err(PostgresError::Closed("the server closed it".to_owned())));
-                    }
-                    Poll::Ready(Ok(())) => *end += unfilled.filled().len(),
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(closed(error))),
                     Poll::Pending if *end == before => return Poll::Pending,
                     Poll::Pending => break,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(closed(error))),
+                    Poll::Ready(Ok(())) => {}
+                }
+                let bytes = unfilled.filled().len();
+                if bytes == 0 {
+                    return Poll::Ready(Err(PostgresError::Closed("the server closed it".to_owned())));
+                }
+                *end += bytes;
+                if bytes < MORE || *end == buffer.len() {
+                    break;
                 }
             }
             Poll::Ready(Ok(()))
         })
         .await;
+        // The drained connection is read to its end by another, who waits.
+        only_try.store(false, Ordering::Relaxed);
         let bytes = self.end - before;
         self.pace.note(bytes);
         match outcome {
