@@ -239,7 +239,7 @@ async fn the_stream_is_read_and_confirmed() {
 
 #[tokio::test]
 async fn a_connection_that_nobody_reads_lives() {
-    let (server, client) = server(&["wal_sender_timeout=1s"]).await;
+    let (server, client) = server(&["wal_sender_timeout=2s"]).await;
     client
         .batch_execute("CREATE TABLE t (id int PRIMARY KEY, body text); CREATE PUBLICATION p FOR TABLE t")
         .await
@@ -249,7 +249,7 @@ async fn a_connection_that_nobody_reads_lives() {
     let (mut reader, feedback) = session.start("s", Lsn::ZERO, "p").await.unwrap();
     client.batch_execute("INSERT INTO t SELECT i, repeat('y', 1000) FROM generate_series(1, 50000) i").await.unwrap();
     // It is the passing of time that is tested.
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
     assert!(!feedback.dead());
     assert_eq!(read_commits(&mut reader, 1).await.0, 50_000);
     client.batch_execute("INSERT INTO t VALUES (0)").await.unwrap();

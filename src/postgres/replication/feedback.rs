@@ -18,7 +18,7 @@ use super::super::pgoutput::POSTGRES_EPOCH;
 use super::closed;
 use super::socket::Stream;
 
-/// Between two updates when nothing happens.
+/// Between two updates when nothing happens. A server with a `wal_sender_timeout` that is not well above it gives us up.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Between two updates when positions are confirmed one after the other.
 const SHORTEST: Duration = Duration::from_millis(100);

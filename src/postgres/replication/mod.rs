@@ -341,3 +341,25 @@ fn server_error(body: &ErrorResponseBody) -> Result<PostgresError, PostgresError
     }
     Ok(PostgresError::Server(ServerError::new(&sqlstate, &message)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_send(_: &impl Send) {}
+
+    /// The engine spawns them; the compiler decides.
+    #[test]
+    fn connecting_can_be_spawned() {
+        let cdc = Cdc::default();
+        is_send(&Session::connect(&cdc, "test"));
+        is_send(&super::super::connect::connect(&cdc, "test"));
+        let stream = |session: Session| async move {
+            let (mut reader, feedback) = session.start("slot", Lsn::ZERO, "publication").await?;
+            reader.fill().await?;
+            feedback.finish().await
+        };
+        let check = |session: Session| is_send(&stream(session));
+        let _ = check;
+    }
+}

@@ -74,23 +74,20 @@ pub struct Reader {
 
 /// Whether to read at once or to let bytes gather. The server pays a wake-up for every message as long as its reader
 /// sleeps in the kernel, so a reader that keeps up too eagerly halves the server's speed. A single commit is read at once.
+#[derive(Default)]
 struct Pace {
-    gather: bool,
+    /// Set while much comes: when to read again. A moment, not a span, so that a dropped wait does not begin anew.
+    read_at: Option<Instant>,
     quick_reads: u32,
     last: Option<Instant>,
 }
 
 impl Pace {
-    fn note(&mut self, bytes: usize) {
-        let now = Instant::now();
-        if self.gather {
-            self.gather = bytes >= MUCH;
-            self.quick_reads = 0;
-        } else {
-            let quick = self.last.is_some_and(|last| now.duration_since(last) < QUICK);
-            self.quick_reads = if quick { self.quick_reads + 1 } else { 0 };
-            self.gather = bytes >= MUCH || self.quick_reads >= QUICK_READS;
-        }
+    /// Takes note of a read that gave `bytes` at `now`.
+    fn note(&mut self, bytes: usize, now: Instant) {
+        let quick = self.read_at.is_none() && self.last.is_some_and(|last| now.duration_since(last) < QUICK);
+        self.quick_reads = if quick { self.quick_reads + 1 } else { 0 };
+        self.read_at = (bytes >= MUCH || self.quick_reads >= QUICK_READS).then_some(now + GATHER);
         self.last = Some(now);
     }
 }
@@ -104,8 +101,16 @@ impl Reader {
     ) -> Self {
         let mut buffer = vec![0; BUFFER.max(received.len())];
         buffer[..received.len()].copy_from_slice(received);
-        let pace = Pace { gather: false, quick_reads: 0, last: None };
-        Self { read: Some(read), only_try, link, buffer, start: 0, end: received.len(), received: Lsn::ZERO, pace }
+        Self {
+            read: Some(read),
+            only_try,
+            link,
+            buffer,
+            start: 0,
+            end: received.len(),
+            received: Lsn::ZERO,
+            pace: Pace::default(),
+        }
     }
 
     /// The next message of those that are read already; none if no whole one is left: then [`Reader::fill`].
@@ -201,8 +206,12 @@ impl Reader {
     /// The connection ended.
     pub async fn fill(&mut self) -> Result<(), PostgresError> {
         self.make_room();
-        if self.pace.gather {
-            tokio::time::sleep(GATHER).await;
+        if self.end == self.buffer.len() {
+            // Full of messages that wait to be taken.
+            return Ok(());
+        }
+        if let Some(moment) = self.pace.read_at {
+            tokio::time::sleep_until(moment).await;
         }
         let Self { read: Some(read), only_try, buffer, end, .. } = self else {
             return Err(PostgresError::Closed("it is being given up".to_owned()));
@@ -234,7 +243,7 @@ impl Reader {
         // The drained connection is read to its end by another, who waits.
         only_try.store(false, Ordering::Relaxed);
         let bytes = self.end - before;
-        self.pace.note(bytes);
+        self.pace.note(bytes, Instant::now());
         match outcome {
             // The end is found again by the next call, after what came before it.
             Err(_) if bytes > 0 => Ok(()),
@@ -282,4 +291,35 @@ fn numbers(header: &[u8; 24]) -> (u64, u64, u64) {
     let (numbers, _) = header.as_chunks::<8>();
     let number = |at: usize| u64::from_be_bytes(numbers[at]);
     (number(0), number(1), number(2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_busy_stream_is_left_to_gather() {
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        // Commits a millisecond apart, each in three pieces.
+        for _ in 0..100 {
+            for _ in 0..3 {
+                now += QUICK / 10;
+                pace.note(200, now);
+                assert_eq!(pace.read_at, None);
+            }
+            now += GATHER;
+        }
+        for _ in 0..=QUICK_READS {
+            assert_eq!(pace.read_at, None);
+            now += QUICK / 10;
+            pace.note(200, now);
+        }
+        assert_eq!(pace.read_at, Some(now + GATHER));
+        now += GATHER;
+        pace.note(MUCH, now);
+        assert_eq!(pace.read_at, Some(now + GATHER));
+        now += GATHER;
+        pace.note(MUCH - 1, now);
+        assert_eq!(pace.read_at, None);
+    }
 }
