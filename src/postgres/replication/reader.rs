@@ -31,7 +31,7 @@ const QUICK_READS: u32 = 16;
 /// See [`QUICK_READS`].
 const QUICK: Duration = Duration::from_micros(500);
 /// Less than this gathered: not much comes any more.
-const MUCH: usize = 16 << 10;
+const MUCH: usize = 4 << 10;
 /// A read that gave so much is followed by another that does not wait.
 const MORE: usize = 2 << 10;
 
