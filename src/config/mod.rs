@@ -1,11 +1,22 @@
 //! The configuration file: the keys of go-pq-cdc-elasticsearch, and ours beside them.
 
+mod check;
+mod error;
+mod read;
+mod section;
+#[cfg(test)]
+mod tests;
+mod value;
+mod yaml;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::table::TableId;
+
+pub use error::{ConfigError, Finding};
 
 /// A value that is never printed. `Debug` and `Display` show `***`.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -134,6 +145,21 @@ pub struct Table {
     pub strategy: Strategy,
     /// `queryCondition`: rows copied by the snapshot; overrides `snapshot.queryCondition`.
     pub query_condition: Option<String>,
+}
+
+impl Table {
+    /// All rows and columns of a table, its replica identity left as it is.
+    #[must_use]
+    pub fn new(id: TableId) -> Self {
+        Self {
+            id,
+            replica_identity: None,
+            columns: Vec::new(),
+            partitioned: false,
+            strategy: Strategy::Auto,
+            query_condition: None,
+        }
+    }
 }
 
 /// `replicaIdentity`.
@@ -324,10 +350,74 @@ impl Default for Elasticsearch {
     }
 }
 
+/// A configuration, and what its reader has to tell.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Keys that were accepted and do not do what their name says, one sentence each. Show them to the operator.
+    pub warnings: Vec<String>,
+}
+
 impl Config {
+    /// Reads the file at `path`, with the process's environment for `${NAME}`.
+    ///
+    /// # Errors
+    /// The file cannot be read, or says something that cannot be.
+    pub fn load(path: impl AsRef<Path>) -> Result<Loaded, ConfigError> {
+        let path = path.as_ref();
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+        Self::parse(&text, &path.display().to_string(), &|name| std::env::var(name).ok())
+    }
+
+    /// Reads `text`, YAML or JSON. `file_name` is for the errors; `env` answers for `${NAME}`. Only files that the key
+    /// `passwordFile` names are opened; paths are relative to the working directory.
+    ///
+    /// # Errors
+    /// Everything that is wrong with single keys and between them, not only the first.
+    ///
+    /// ```
+    /// let text = "cdc: {hots: localhost}\nelasticsearch: {urls: [localhost:9200]}";
+    /// let error = pgtide::config::Config::parse(text, "my.yaml", &|_| None).unwrap_err();
+    /// assert!(error.to_string().contains("my.yaml:1:7: cdc.hots: unknown key; did you mean `host`?"));
+    /// ```
+    pub fn parse(text: &str, file_name: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, ConfigError> {
+        let invalid = |findings| ConfigError::Invalid { file: shown(file_name, 4096), findings };
+        let root = match yaml::parse(text) {
+            Ok(Some(root)) => root,
+            Ok(None) => {
+                let message = "the file is empty: it needs the groups `cdc` and `elasticsearch`".to_owned();
+                return Err(invalid(vec![Finding { line: 1, column: 1, path: String::new(), message }]));
+            }
+            Err(finding) => return Err(invalid(vec![finding])),
+        };
+        let context = section::Context::new(env);
+        let mut config = read::config(&section::Field::root(&root, &context));
+        check::whole(&mut config, &context);
+        let (findings, warnings) = context.end();
+        if findings.is_empty() { Ok(Loaded { config, warnings }) } else { Err(invalid(findings)) }
+    }
+
     /// The mode that is in force: `snapshot.enabled: false` is `never`.
     #[must_use]
     pub fn mode(&self) -> Mode {
         if self.cdc.snapshot.enabled { self.cdc.snapshot.mode } else { Mode::Never }
     }
+}
+
+/// `text` for an error message: cut to `most` characters, nothing in it that a terminal would obey.
+fn shown(text: &str, most: usize) -> String {
+    let mut out = String::new();
+    for c in text.chars().take(most) {
+        if c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    if text.chars().nth(most).is_some() {
+        out.push_str("...");
+    }
+    out
 }

@@ -1,1 +1,144 @@
-//! A change to its actions: table rules, document id, the handler of an embedder.
+//! A row to its document: the document's id, its content, and an embedder's [`Handler`] in their place.
+
+mod document_id;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+pub use document_id::write_id;
+
+use crate::change::{Change, Field, Handler, Operation, Row};
+use crate::lsn::Lsn;
+use crate::problem::{Problem, ProblemKind};
+use crate::sink::{Body, Target};
+use crate::table::{Column, TableId};
+use crate::text::Encoder;
+
+/// A table of the configuration and the index it goes to.
+#[derive(Clone, Debug)]
+pub struct TableMapping {
+    /// The table.
+    pub table: TableId,
+    /// Its position in the status.
+    pub number: usize,
+    /// The index, prepared for bulk bodies.
+    pub target: Target,
+    /// The index's name.
+    pub index: String,
+    /// No other table goes to this index: documents that no row accounts for may be removed.
+    pub exclusive: bool,
+}
+
+/// The columns of a table at one time, prepared for encoding.
+#[derive(Debug)]
+pub struct Shape {
+    columns: Vec<Column>,
+    key: Vec<usize>,
+    encoder: Encoder,
+}
+
+impl Shape {
+    /// Rows of these columns. Those marked as key name the document.
+    #[must_use]
+    pub fn new(columns: Vec<Column>) -> Self {
+        let key = columns.iter().enumerate().filter(|(_, column)| column.key).map(|(at, _)| at).collect();
+        let encoder = Encoder::new(&columns);
+        Self { columns, key, encoder }
+    }
+
+    /// The columns in order.
+    #[must_use]
+    pub fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    /// Positions of the columns that name the document.
+    #[must_use]
+    pub fn key(&self) -> &[usize] {
+        &self.key
+    }
+
+    /// The encoder of whole rows.
+    #[must_use]
+    pub fn encoder(&self) -> &Encoder {
+        &self.encoder
+    }
+
+    /// Writes the id of a row's document into `id`, which is emptied first. False when a key column was not sent or
+    /// is NULL: the row names no document.
+    #[inline]
+    pub fn id<'a>(&self, id: &mut Vec<u8>, fields: impl Iterator<Item = Field<'a>> + Clone) -> bool {
+        id.clear();
+        if let &[at] = self.key.as_slice() {
+            let Some(Field::Text(text)) = fields.clone().nth(at) else { return false };
+            id.extend_from_slice(text);
+            return true;
+        }
+        !self.key.is_empty() && write_id(id, self.key.iter().map(|&at| fields.clone().nth(at)))
+    }
+}
+
+/// A handler's action that does not serialise to JSON.
+pub(crate) fn unwritable(error: serde_json::Error) -> Problem {
+    Problem::new(
+        ProblemKind::Internal,
+        format!("the handler gave an action that cannot be written as JSON: {error}"),
+        "Mend the handler: maps need keys that are strings, and numbers must be finite.",
+    )
+}
+
+/// A change on its way to an embedder's handler.
+pub struct Handled<'a> {
+    /// The embedder's code.
+    pub handler: &'a Arc<dyn Handler>,
+    /// Where the change comes from and what it is.
+    pub mapping: &'a TableMapping,
+    /// Position of the commit, and the version of what is written.
+    pub version: u64,
+    /// When it was committed.
+    pub commit_time: SystemTime,
+    /// The transaction.
+    pub xid: u32,
+}
+
+impl Handled<'_> {
+    /// The actions for a change of this kind with these rows.
+    #[must_use]
+    pub fn actions(
+        &self,
+        operation: Operation,
+        new: Option<Row<'_>>,
+        old: Option<Row<'_>>,
+    ) -> Vec<crate::change::Action> {
+        self.handler.handle(&Change {
+            operation,
+            table: &self.mapping.table,
+            new,
+            old,
+            lsn: Lsn(self.version),
+            commit_time: self.commit_time,
+            xid: self.xid,
+        })
+    }
+}
+
+/// Writes one row as the document `id`.
+///
+/// # Errors
+/// The fields do not fit the columns, or one was not sent. Nothing is written then.
+#[inline]
+pub fn write_row<'a>(
+    body: &mut Body,
+    target: &Target,
+    shape: &Shape,
+    id: &[u8],
+    version: u64,
+    fields: impl IntoIterator<Item = Field<'a>>,
+) -> Result<(), crate::text::RowError> {
+    let mut outcome = Ok(());
+    body.index(target, id, version, |out| outcome = shape.encoder().row(out, fields));
+    if outcome.is_err() {
+        body.truncate_last();
+    }
+    outcome
+}

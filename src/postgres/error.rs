@@ -116,6 +116,18 @@ pub(super) fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::E
     None
 }
 
+impl From<PostgresError> for Problem {
+    fn from(error: PostgresError) -> Self {
+        error.problem()
+    }
+}
+
+impl From<tokio_postgres::Error> for Problem {
+    fn from(error: tokio_postgres::Error) -> Self {
+        PostgresError::from(error).problem()
+    }
+}
+
 impl PostgresError {
     /// The SQLSTATE, if the server sent one.
     #[must_use]

@@ -1,8 +1,12 @@
 //! The PostgreSQL side: connections, catalog, publication, slot, replication protocol.
 
+pub mod catalog;
 pub mod connect;
 mod error;
 pub mod pgoutput;
+pub mod preflight;
+pub mod publication;
 pub mod replication;
+pub mod slot;
 
 pub use error::{PostgresError, ServerError};

@@ -1,1 +1,401 @@
-//! The copy: chunks, ledger, keeper, workers.
+//! The copy: chunks, ledger, keeper, workers; the first copy, its resumption, and a copy made again.
+
+mod copy;
+mod deletes;
+mod keeper;
+mod ledger;
+mod plan;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+pub use self::copy::{Copied, CopyTable, Copying};
+pub use self::deletes::{DeleteSet, Resnapshots};
+pub use self::keeper::{Keeper, Origin};
+pub use self::ledger::{ChunkRow, Job, Ledger};
+pub use self::plan::{Range, plan};
+use crate::change::Handler;
+use crate::config::{Config, Mode};
+use crate::gate::Gate;
+use crate::mapping::{Shape, TableMapping};
+use crate::postgres::catalog::Leaf;
+use crate::postgres::preflight::Ready;
+use crate::problem::{Problem, ProblemKind};
+use crate::sink::{Body, Sink};
+use crate::status::{ChunkState, Level, TableState};
+use crate::table::TableId;
+use crate::telemetry::Counters;
+
+/// What every copy needs.
+#[derive(Clone)]
+pub struct Context {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Where documents go.
+    pub sink: Sink,
+    /// Where progress is shown.
+    pub counters: Arc<Counters>,
+    /// An embedder's code.
+    pub handler: Option<Arc<dyn Handler>>,
+    /// Closed: workers wait.
+    pub gate: Gate,
+    /// Told which tables are copied again while the stream runs.
+    pub resnapshots: Arc<Resnapshots>,
+    /// Told since when a snapshot is held, for the screen.
+    pub held: tokio::sync::watch::Sender<Option<std::time::Instant>>,
+    /// Ends the copy; the next start goes on.
+    pub stop: CancellationToken,
+}
+
+/// A table to be copied.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// Where it goes.
+    pub mapping: Arc<TableMapping>,
+    /// As the catalog has it, and which rows.
+    pub ready: Ready,
+}
+
+impl Context {
+    fn workers(&self) -> usize {
+        let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        self.config.cdc.snapshot.workers.unwrap_or_else(|| processors.clamp(2, 8))
+    }
+
+    /// Copies the claimable chunks of `tables` under the keeper's snapshot.
+    async fn copy(
+        &self,
+        ledger: &Arc<Ledger>,
+        keeper: &Keeper,
+        tables: &[Table],
+        deletes: Option<Arc<DeleteSet>>,
+        stop: &CancellationToken,
+    ) -> Result<Copied, Problem> {
+        let copying = Arc::new(Copying {
+            cdc: self.config.cdc.clone(),
+            ledger: Arc::clone(ledger),
+            sink: self.sink.clone(),
+            counters: Arc::clone(&self.counters),
+            tables: tables.iter().map(|table| (table.mapping.table.clone(), copy_table(table))).collect(),
+            snapshot: keeper.snapshot.clone(),
+            version: keeper.version(),
+            limits: (self.config.elasticsearch.batch_size_limit, self.config.elasticsearch.batch_byte_size_limit),
+            gate: self.gate.clone(),
+            handler: self.handler.clone(),
+            deletes,
+            stop: stop.clone(),
+        });
+        self.held.send_replace(Some(keeper.since));
+        let beat = heartbeat(Arc::clone(ledger), self.config.cdc.snapshot.heartbeat_interval);
+        let copied = tokio::select! {
+            copied = copying.run(self.workers()) => copied,
+            problem = beat => Err(problem),
+        };
+        self.held.send_replace(None);
+        copied
+    }
+}
+
+fn copy_table(table: &Table) -> CopyTable {
+    let info = &table.ready.info;
+    CopyTable {
+        mapping: Arc::clone(&table.mapping),
+        shape: Arc::new(Shape::new(info.columns.clone())),
+        select_list: info.select_list(),
+        condition: table.ready.condition.clone(),
+    }
+}
+
+/// Says every so often that this process lives; ends only when that fails.
+async fn heartbeat(ledger: Arc<Ledger>, interval: Duration) -> Problem {
+    let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(100)));
+    loop {
+        ticks.tick().await;
+        if let Err(problem) = ledger.heartbeat().await {
+            return problem;
+        }
+    }
+}
+
+/// The first copy, begun or gone on with. When it returns, every chunk has been answered for and the ledger says so.
+///
+/// `slot`: ours is there already. `system_id`: of the server.
+///
+/// Going on: what is done stays done, although it is copied under another snapshot than what is still to do. Right,
+/// because the slot stands at or before the first snapshot, so that the stream will bring every change since then,
+/// and an older version never replaces a newer document. A row that an UPDATE moved from a pending page to one that
+/// is done comes with that UPDATE. This does not hold for a table that was rewritten meanwhile (its rows changed
+/// places without a change in the stream): that table is copied from its beginning.
+///
+/// # Errors
+/// PostgreSQL fails; the copy is stopped; the index holds documents of another server's making.
+pub async fn initial(
+    context: &Context,
+    ledger: &Arc<Ledger>,
+    tables: &[Table],
+    slot: bool,
+    system_id: &str,
+) -> Result<(), Problem> {
+    let config = &context.config;
+    let streams = config.mode() != Mode::SnapshotOnly;
+    let job = ledger.job().await?;
+    let leaves: Vec<&Leaf> = tables.iter().flat_map(|table| &table.ready.info.leaves).collect();
+    let slot_name = config.cdc.slot.name.as_str();
+    let temporary = temporary_slot();
+    // Without a slot that covers the time since, a half-done copy cannot be gone on with.
+    let going_on = job.as_ref().is_some_and(|job| {
+        job.ours && !job.completed && streams && slot && job.system_id.as_deref().is_none_or(|id| id == system_id)
+    });
+    let origin = match (streams, slot) {
+        (false, _) => Origin::NoSlot,
+        (true, false) => Origin::NewSlot(slot_name),
+        (true, true) => Origin::TemporarySlot(&temporary),
+    };
+    let keeper = tokio::select! {
+        keeper = Keeper::take(&config.cdc, origin, &leaves) => keeper?,
+        () = context.stop.cancelled() => return Err(copy::stopped()),
+    };
+    if !slot && streams {
+        context.counters.notice(Level::Info, format!("slot {slot_name} created at {}", keeper.lsn));
+    }
+    let chunk_rows = config.cdc.snapshot.chunk_size;
+    let planned = |table: &Table| plan(&table.ready.info.leaves, chunk_rows);
+    if going_on {
+        ledger.release_all().await?;
+        go_on(context, ledger, tables, &keeper, planned).await?;
+    } else {
+        // Documents of an earlier copy whose rows are gone by now are removed at the end.
+        let sweep = job.is_some();
+        let plans: Vec<_> = tables.iter().map(|table| (table.mapping.table.clone(), planned(table))).collect();
+        ledger.begin_job(&keeper.snapshot, keeper.lsn, system_id, sweep, &plans).await?;
+        tracing::info!(lsn = %keeper.lsn, "snapshot started");
+    }
+    let chunks = ledger.chunks().await?;
+    show(context, tables, &chunks);
+    context.copy(ledger, &keeper, tables, None, &context.stop).await?;
+    drop(keeper);
+    let Some(job) = ledger.job().await? else {
+        return Err(Problem::new(
+            ProblemKind::Setup,
+            "the ledger's job is gone: somebody emptied cdc_snapshot_job",
+            "Start again; the tables are copied again.",
+        ));
+    };
+    for table in tables {
+        if job.sweep {
+            let version = job.lsn.0.saturating_sub(1);
+            sweep(context, &table.mapping, version, &context.stop).await?;
+        } else {
+            context.sink.client().refresh(&table.mapping.index).await?;
+        }
+    }
+    if !ledger.finish_job().await? {
+        return Err(Problem::new(
+            ProblemKind::Internal,
+            "the copy ended with chunks that are not completed",
+            "It goes on by itself.",
+        )
+        .transient());
+    }
+    for table in tables {
+        let counters = &context.counters.tables[table.mapping.number];
+        settle_total(context, table);
+        counters.set_state(if streams { TableState::CatchUp } else { TableState::Live });
+        context.counters.notice(
+            Level::Info,
+            format!("{}: copy done, {} rows", table.mapping.table, counters.rows_done.load(Relaxed)),
+        );
+    }
+    Ok(())
+}
+
+/// The name of a slot that lives for a moment; slot names are shared by all databases of a server.
+fn temporary_slot() -> String {
+    format!("pgtide_tmp_{}_{:08x}", std::process::id(), fastrand::u32(..))
+}
+
+/// Plans anew what cannot be gone on with, and takes out what is no longer asked for.
+async fn go_on(
+    context: &Context,
+    ledger: &Ledger,
+    tables: &[Table],
+    keeper: &Keeper,
+    planned: impl Fn(&Table) -> Vec<Range>,
+) -> Result<(), Problem> {
+    let chunks = ledger.chunks().await?;
+    let mut by_table: HashMap<&TableId, Vec<&ChunkRow>> = HashMap::new();
+    for chunk in &chunks {
+        by_table.entry(&chunk.table).or_default().push(chunk);
+    }
+    // An empty list publishes everything.
+    let operations = &context.config.cdc.publication.operations;
+    let publishes_updates = operations.is_empty() || operations.contains(&crate::config::Operation::Update);
+    for table in tables {
+        let leaves = &table.ready.info.leaves;
+        let known = by_table.remove(&table.mapping.table).unwrap_or_default();
+        let untouched = |leaf: &Leaf| {
+            let mut of_leaf = known.iter().filter(|chunk| chunk.range.leaf == leaf.id).peekable();
+            of_leaf.peek().is_some() && of_leaf.all(|chunk| chunk.range.filenode == leaf.filenode)
+        };
+        let done = !known.is_empty() && known.iter().all(|chunk| chunk.completed);
+        let of_ours = known.iter().all(|chunk| leaves.iter().any(|leaf| leaf.id == chunk.range.leaf));
+        if done || (!known.is_empty() && of_ours && publishes_updates && leaves.iter().all(untouched)) {
+            continue;
+        }
+        if !known.is_empty() {
+            context.counters.notice(
+                Level::Warn,
+                format!(
+                    "{}: was rewritten since its copy began, so it is copied from its beginning",
+                    table.mapping.table
+                ),
+            );
+        }
+        ledger.replan(&table.mapping.table, keeper.lsn, &planned(table)).await?;
+    }
+    for table in by_table.into_keys() {
+        ledger.forget(table).await?;
+        context.counters.notice(Level::Warn, format!("{table} is no longer configured: its index is left as it is"));
+    }
+    context.counters.notice(Level::Info, format!("the copy goes on under a new snapshot at {}", keeper.lsn));
+    Ok(())
+}
+
+/// Shows the plan.
+fn show(context: &Context, tables: &[Table], chunks: &[ChunkRow]) {
+    for table in tables {
+        let counters = &context.counters.tables[table.mapping.number];
+        let own: Vec<&ChunkRow> = chunks.iter().filter(|chunk| chunk.table == table.mapping.table).collect();
+        let states: Vec<ChunkState> =
+            own.iter().map(|chunk| if chunk.completed { ChunkState::Done } else { ChunkState::Pending }).collect();
+        let rows = own.iter().filter(|chunk| chunk.completed).map(|chunk| chunk.rows).sum();
+        counters.begin_copy(&states, rows, estimated_rows(table));
+        counters.set_state(TableState::Queued);
+    }
+}
+
+/// Rows of the table by PostgreSQL's estimate; none when a leaf was never analysed, or only some rows are copied.
+fn estimated_rows(table: &Table) -> Option<u64> {
+    if table.ready.condition.is_some() {
+        return None;
+    }
+    table.ready.info.leaves.iter().map(|leaf| leaf.rows).sum()
+}
+
+/// The copy has ended: what was an estimate is a count.
+fn settle_total(context: &Context, table: &Table) {
+    let counters = &context.counters.tables[table.mapping.number];
+    counters.rows_total.store(counters.rows_done.load(Relaxed), Relaxed);
+}
+
+/// Removes the documents of a table's index that no row of the copy at `version`, and no change since, accounts for.
+async fn sweep(
+    context: &Context,
+    mapping: &TableMapping,
+    version: u64,
+    stop: &CancellationToken,
+) -> Result<(), Problem> {
+    let refuse = |why: &str| {
+        context.counters.notice(
+            Level::Warn,
+            format!("{}: documents whose rows are gone stay in {}: {why}", mapping.table, mapping.index),
+        );
+    };
+    let number = u32::try_from(mapping.number).unwrap_or(u32::MAX);
+    if !mapping.exclusive {
+        refuse("other tables go to that index too");
+    } else if context.handler.is_some() {
+        refuse("a handler decides what goes there");
+    } else if context.sink.stats().rejected_by_table.get(&number).copied().unwrap_or(0) > 0 {
+        // The old document of a refused row would go as well.
+        refuse("rows of it were refused; mend those first, then copy it again");
+    } else {
+        let removed = context.sink.sweep(&mapping.index, version, version, |_| false, stop).await?;
+        context
+            .counters
+            .notice(Level::Info, format!("{}: {removed} documents removed whose rows are gone", mapping.table));
+    }
+    Ok(())
+}
+
+/// Copies one table again while the stream goes on, then removes the documents whose rows are gone.
+///
+/// Everything that the stream deletes meanwhile is remembered from before the snapshot is asked for
+/// ([`DeleteSet`]); the snapshot of a temporary slot is exact against the stream of any other slot.
+/// A crash leaves the table's chunks pending in the ledger, and the next start copies it again.
+///
+/// # Errors
+/// PostgreSQL fails, or `stop` is cancelled: the documents are all valid then, and nothing is removed.
+pub async fn again(
+    context: &Context,
+    ledger: &Arc<Ledger>,
+    table: &Table,
+    stop: &CancellationToken,
+) -> Result<(), Problem> {
+    let number = table.mapping.number;
+    let deletes = context.resnapshots.begin(number);
+    let outcome = again_recorded(context, ledger, table, &deletes, stop).await;
+    context.resnapshots.end(number);
+    outcome
+}
+
+async fn again_recorded(
+    context: &Context,
+    ledger: &Arc<Ledger>,
+    table: &Table,
+    deletes: &Arc<DeleteSet>,
+    stop: &CancellationToken,
+) -> Result<(), Problem> {
+    let leaves: Vec<&Leaf> = table.ready.info.leaves.iter().collect();
+    let temporary = temporary_slot();
+    let keeper = tokio::select! {
+        keeper = Keeper::take(&context.config.cdc, Origin::TemporarySlot(&temporary), &leaves) => keeper?,
+        () = stop.cancelled() => return Err(copy::stopped()),
+    };
+    let version = keeper.version();
+    let ranges = plan(&table.ready.info.leaves, context.config.cdc.snapshot.chunk_size);
+    ledger.replan(&table.mapping.table, keeper.lsn, &ranges).await?;
+    let one = std::slice::from_ref(table);
+    let chunks = ledger.chunks().await?;
+    show(context, one, &chunks);
+    let copied = context.copy(ledger, &keeper, one, Some(Arc::clone(deletes)), stop).await?;
+    drop(keeper);
+    if deletes.overflowed() {
+        return Err(Problem::new(
+            ProblemKind::Setup,
+            format!("{}: more rows were deleted during the copy than pgtide remembers", table.mapping.table),
+            "Copy it again at a quieter time. The documents are valid; only deleted rows may still have one.",
+        ));
+    }
+    redo_deletes(context, &table.mapping, deletes, version, stop).await?;
+    if copied.rejected == 0 {
+        sweep(context, &table.mapping, version, stop).await?;
+    }
+    settle_total(context, table);
+    let rows = context.counters.tables[table.mapping.number].rows_done.load(Relaxed);
+    context.counters.notice(Level::Info, format!("{}: copied again, {rows} rows", table.mapping.table));
+    Ok(())
+}
+
+/// Sends the deletes that the stream made during the copy once more, for rows that were on their way at the time.
+async fn redo_deletes(
+    context: &Context,
+    mapping: &TableMapping,
+    deletes: &DeleteSet,
+    version: u64,
+    stop: &CancellationToken,
+) -> Result<(), Problem> {
+    let limit = context.config.elasticsearch.batch_size_limit;
+    for batch in deletes.since(version).chunks(limit.max(1)) {
+        let mut body = Body::with_capacity(batch.len() * 96);
+        for (id, at) in batch {
+            body.delete(&mapping.target, id, *at);
+        }
+        context.sink.deliver(body, stop).await?;
+    }
+    Ok(())
+}

@@ -1,1 +1,137 @@
-//! The stream: transactions to actions, and what may be acknowledged.
+//! The stream: transactions to operations on documents, and what may be acknowledged.
+
+mod apply;
+mod fill;
+mod relations;
+mod tracker;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use self::apply::Applier;
+use self::relations::Relations;
+pub(crate) use self::relations::no_key;
+pub use self::tracker::Tracker;
+use crate::change::Handler;
+use crate::config::Config;
+use crate::gate::Gate;
+use crate::lsn::Lsn;
+use crate::mapping::TableMapping;
+use crate::postgres::connect::connect;
+use crate::postgres::replication::{Feedback, Frame, Reader, Session};
+use crate::problem::{Problem, ProblemKind};
+use crate::sink::{Lanes, Limits, Sink};
+use crate::snapshot::Resnapshots;
+use crate::telemetry::Counters;
+
+/// What the stream needs.
+pub struct Options {
+    /// How to reach both sides, and how large bulks may be.
+    pub config: Arc<Config>,
+    /// The tables and their indices.
+    pub tables: Vec<Arc<TableMapping>>,
+    /// Where operations go.
+    pub sink: Sink,
+    /// Where progress is shown.
+    pub counters: Arc<Counters>,
+    /// An embedder's code.
+    pub handler: Option<Arc<dyn Handler>>,
+    /// Told of deletes while a table is copied again.
+    pub resnapshots: Arc<Resnapshots>,
+    /// Closed: nothing is read and nothing is sent.
+    pub gate: Gate,
+    /// Ends the stream cleanly: what was read is answered for and confirmed.
+    pub stop: CancellationToken,
+}
+
+/// Streams from the slot until stopped; then everything that was read has been answered for and the position sent.
+///
+/// # Errors
+/// PostgreSQL fails, or sends what cannot be applied. Nothing is confirmed beyond what has been answered for.
+/// Elasticsearch's failures are waited out.
+pub async fn run(options: Options) -> Result<(), Problem> {
+    let Options { config, tables, sink, counters, handler, resnapshots, gate, stop } = options;
+    let cdc = &config.cdc;
+    let client = connect(cdc, "stream catalog").await?;
+    let session = Session::connect(cdc, "stream").await?;
+    // From wherever the slot stands: a position of ours that is ahead of it would silently skip.
+    let (mut reader, feedback) = session.start(&cdc.slot.name, Lsn::ZERO, &cdc.publication.name).await?;
+    let limits =
+        Limits { documents: config.elasticsearch.batch_size_limit, bytes: config.elasticsearch.batch_byte_size_limit };
+    // Bulks on their way are given up only when the process is told to stop a second time: their answers decide what
+    // may be confirmed.
+    let give_up = CancellationToken::new();
+    let lanes = Lanes::new(sink.clone(), config.elasticsearch.concurrent_request, limits, give_up.clone());
+    let mut applier =
+        Applier::new(lanes, Relations::new(tables), client, sink, counters, handler, resnapshots, give_up.clone());
+    let outcome = read(&mut reader, &feedback, &mut applier, &gate, &stop).await;
+    // Whatever ended it: what was sent is brought home, so that nothing of it arrives behind the back of the next start.
+    let drained = tokio::select! {
+        drained = applier.lanes.drain() => drained.map_err(Problem::from),
+        () = tokio::time::sleep(DRAIN) => Err(Problem::new(
+            ProblemKind::Elasticsearch,
+            "Elasticsearch did not answer for the last bulks in time",
+            "They are sent again at the next start: nothing of them was confirmed.",
+        )),
+    };
+    give_up.cancel();
+    feedback.confirm(applier.confirm());
+    // Nobody reads any more: what the server still sends must not keep it from hearing the last position.
+    drop(reader);
+    let finished = feedback.finish().await.map_err(Problem::from);
+    outcome.and(drained).and(finished)
+}
+
+/// How long the end of the stream waits for bulks that are on their way.
+const DRAIN: std::time::Duration = std::time::Duration::from_secs(10);
+
+async fn read(
+    reader: &mut Reader,
+    feedback: &Feedback,
+    applier: &mut Applier,
+    gate: &Gate,
+    stop: &CancellationToken,
+) -> Result<(), Problem> {
+    let mut pass = gate.enter();
+    let answered = applier.lanes.answered();
+    loop {
+        applier.new_read();
+        while let Some(frame) = reader.next_frame()? {
+            match frame {
+                Frame::Data { data, .. } => tokio::select! {
+                    biased;
+                    applied = applier.apply(data) => applied?,
+                    // While a full lane waits for Elasticsearch, a stop must not wait with it.
+                    () = stop.cancelled() => return Ok(()),
+                },
+                Frame::KeepAlive { wal_end, .. } => applier.tracker.keepalive(wal_end),
+            }
+        }
+        applier.lanes.flush_idle();
+        feedback.confirm(applier.confirm());
+        if let Some(failed) = applier.lanes.failed() {
+            return Err(failed.into());
+        }
+        // Stop before pause before answers before more to read.
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            () = pass.closing() => {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    drained = applier.lanes.drain() => drained.map_err(Problem::from)?,
+                }
+                feedback.confirm(applier.confirm());
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    () = pass.wait() => {}
+                }
+            }
+            () = answered.notified() => {}
+            filled = reader.fill() => filled?,
+        }
+    }
+}

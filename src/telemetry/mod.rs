@@ -1,1 +1,8 @@
-//! Metric names and handles, and the set-up of the log.
+//! Live figures, metric names, and the set-up of the log.
+
+mod counters;
+pub mod log;
+pub mod metrics;
+
+pub(crate) use counters::lock;
+pub use counters::{Counters, TableCounters, micros, now};

@@ -87,7 +87,7 @@ impl<'a> Line<'a> {
 
     /// The fields in order.
     #[inline]
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = Field<'a>> + use<'a> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Field<'a>> + Clone + use<'a> {
         let this = *self;
         self.spans.iter().map(move |&span| this.resolve(span))
     }

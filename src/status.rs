@@ -52,6 +52,12 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// The pipeline has ended, well or not.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        matches!(self, Phase::Failed | Phase::Stopped)
+    }
+
     /// The word of the header.
     #[must_use]
     pub fn word(self) -> &'static str {

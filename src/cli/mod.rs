@@ -1,0 +1,136 @@
+//! The command line: arguments, and one file per subcommand.
+
+mod demo;
+mod present;
+mod run;
+mod store;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use pgtide::problem::{Problem, ProblemKind};
+
+/// Copies PostgreSQL tables into Elasticsearch or OpenSearch, keeps them equal by change data capture, and shows it.
+#[derive(Debug, Parser)]
+#[command(name = "pgtide", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show it all on a PostgreSQL, a workload and a document store of its own; nothing is left behind
+    Demo(demo::Arguments),
+    /// Copy and stream the tables of a configuration file
+    Run(run::Arguments),
+    /// Run the local document store alone: the part of Elasticsearch's HTTP API that pgtide uses
+    Store(store::Arguments),
+    /// Print the completions of a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How to show what goes on.
+#[derive(Args, Debug)]
+struct Presentation {
+    /// Print lines instead of the screen; so it is without a terminal
+    #[arg(long)]
+    headless: bool,
+    /// End with exit code 0 once all tables are live and the backlog is empty, and print a summary
+    #[arg(long)]
+    until_live: bool,
+    /// Form of the summary
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Use colours
+    #[arg(long, value_enum, default_value_t = Color::Auto)]
+    color: Color,
+    /// Draw with ASCII only, whatever the locale says
+    #[arg(long)]
+    ascii: bool,
+    /// Refuse pause and resnapshot, on the screen and over HTTP
+    #[arg(long)]
+    read_only: bool,
+    /// Folder of the log files [default: pgtide in the state folder of the user]
+    #[arg(long, value_name = "FOLDER")]
+    log_folder: Option<PathBuf>,
+    /// Print how many frames were drawn and how long that took
+    #[arg(long, hide = true)]
+    profile_ui: bool,
+}
+
+/// Form of the summary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Lines for a person
+    Text,
+    /// One line of JSON
+    Json,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Color {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// Runs the command; its exit code is as `docs/exit-codes.md` says.
+pub(crate) fn main() -> ExitCode {
+    // clap itself ends with 2 on wrong arguments, 0 on --help.
+    let cli = Cli::parse();
+    // Whoever made it first: there is one provider in this program.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let outcome = match cli.command {
+        Command::Demo(arguments) => block_on(demo::main(arguments)),
+        Command::Run(arguments) => block_on(run::main(arguments)),
+        Command::Store(arguments) => block_on(store::main(arguments)),
+        Command::Completions { shell } => {
+            let mut out = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "pgtide", &mut out);
+            print(&String::from_utf8_lossy(&out));
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    outcome.unwrap_or_else(|problem| {
+        explain(&problem);
+        ExitCode::from(problem.exit_code())
+    })
+}
+
+fn block_on(work: impl Future<Output = Result<ExitCode, Problem>>) -> Result<ExitCode, Problem> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| internal("the runtime cannot be started", &error))?;
+    let outcome = runtime.block_on(work);
+    // A request to a server that does not answer must not hold the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn explain(problem: &Problem) {
+    eprintln!("pgtide: {}", problem.message);
+    if !problem.hint.is_empty() {
+        eprintln!("        {}", problem.hint);
+    }
+}
+
+fn internal(what: &str, error: &dyn std::error::Error) -> Problem {
+    Problem::new(ProblemKind::Internal, format!("{what}: {error}"), "")
+}
+
+/// Writes to stdout; a reader that has gone (`| head`) is no error.
+fn print(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}

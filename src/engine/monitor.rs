@@ -1,0 +1,227 @@
+//! Tasks that look and count while the pipeline works.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::shared::Shared;
+use crate::config::Heartbeat;
+use crate::lsn::Lsn;
+use crate::postgres::connect::connect;
+use crate::postgres::preflight::Server;
+use crate::postgres::slot;
+use crate::problem::Problem;
+use crate::status::{Level, Rates};
+use crate::table::quote_identifier;
+use crate::telemetry::lock;
+
+/// An exponential average over the true time between two samples.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Average {
+    last: Option<f64>,
+    value: f64,
+}
+
+impl Average {
+    /// Takes the running `total`, `elapsed` seconds after the last, into an average over about `span` seconds.
+    pub(super) fn sample(&mut self, total: f64, elapsed: f64, span: f64) {
+        let Some(last) = self.last.replace(total) else { return };
+        if elapsed <= 0.0 {
+            return;
+        }
+        let rate = ((total - last) / elapsed).max(0.0);
+        let weight = 1.0 - (-elapsed / span).exp();
+        self.value += weight * (rate - self.value);
+        if self.value < 0.005 {
+            self.value = 0.0;
+        }
+    }
+
+    pub(super) fn value(self) -> f64 {
+        self.value
+    }
+}
+
+/// Rates of one table.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TableRates {
+    /// Rows and changes, over about 10 s.
+    pub(super) all: Average,
+    /// Rows copied, over about 60 s: what the ETA is computed from.
+    pub(super) copied: Average,
+}
+
+/// What the sampler has worked out.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sampled {
+    pub(super) tables: Vec<TableRates>,
+    pub(super) rates: [Average; 4],
+    pub(super) documents: Average,
+    pub(super) bytes: Average,
+    pub(super) throttled: Average,
+    pub(super) wal: Average,
+}
+
+impl Sampled {
+    pub(super) fn rates(&self) -> Rates {
+        let [snapshot, insert, update, delete] = self.rates.map(Average::value);
+        Rates { snapshot, insert, update, delete }
+    }
+}
+
+const SPAN: f64 = 10.0;
+
+/// Samples the counters four times a second. Ends never.
+pub(super) async fn sample(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(250));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut last = Instant::now();
+    loop {
+        ticks.tick().await;
+        shared.caught_up();
+        let elapsed = last.elapsed().as_secs_f64();
+        last = Instant::now();
+        let sink = shared.sink.stats();
+        let mut sampled = lock(&shared.sampled);
+        sampled.tables.resize_with(shared.counters.tables.len(), TableRates::default);
+        let mut totals = [0_u64; 4];
+        for (table, rates) in shared.counters.tables.iter().zip(&mut sampled.tables) {
+            let own =
+                [&table.snapshot_rows, &table.inserts, &table.updates, &table.deletes].map(|count| count.load(Relaxed));
+            rates.all.sample(float(own.iter().sum()), elapsed, SPAN);
+            rates.copied.sample(float(own[0]), elapsed, 60.0);
+            for (total, own) in totals.iter_mut().zip(own) {
+                *total += own;
+            }
+        }
+        for (rate, total) in sampled.rates.iter_mut().zip(totals) {
+            rate.sample(float(total), elapsed, SPAN);
+        }
+        sampled.documents.sample(float(sink.documents), elapsed, SPAN);
+        sampled.bytes.sample(float(sink.bytes), elapsed, SPAN);
+        sampled.throttled.sample(float(sink.throttled), elapsed, SPAN);
+        if let Some(slot) = &*lock(&shared.slot) {
+            sampled.wal.sample(float(slot.current_lsn.0), elapsed, 300.0);
+        }
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a rate for a screen")]
+fn float(count: u64) -> f64 {
+    count as f64
+}
+
+/// Looks at the slot every `slotActivityCheckerInterval`; connects again when the connection breaks.
+pub(super) async fn watch_slot(shared: Arc<Shared>, server: Server, stop: CancellationToken) {
+    let config = Arc::clone(&shared.options.config);
+    if config.mode() == crate::config::Mode::SnapshotOnly {
+        return;
+    }
+    let interval = config.cdc.slot.activity_checker_interval.max(Duration::from_millis(100));
+    let mut client = None;
+    let mut warned = false;
+    while !stop.is_cancelled() {
+        let seen = async {
+            if client.is_none() {
+                client = Some(connect(&config.cdc, "slot monitor").await.map_err(Problem::from)?);
+            }
+            match &client {
+                Some(client) => slot::find(client, &config.cdc.slot.name).await,
+                None => Ok(None),
+            }
+        };
+        match seen.await {
+            Ok(info) => {
+                let endangered = info.as_ref().is_some_and(|info| info.wal_status == "unreserved");
+                if endangered && !warned {
+                    shared.counters.notice(
+                        Level::Error,
+                        format!(
+                            "slot {} may be lost at the next checkpoint: it keeps more WAL than max_slot_wal_keep_size ({} MiB) allows",
+                            config.cdc.slot.name,
+                            server.keep_limit().unwrap_or(0) >> 20
+                        ),
+                    );
+                }
+                warned = endangered;
+                *lock(&shared.slot) = info;
+            }
+            Err(problem) => {
+                tracing::debug!(%problem, "slot monitor");
+                client = None;
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(interval) => {}
+        }
+    }
+}
+
+/// Writes the configured heartbeat row, for databases that write nothing else. Its changes are published, not mapped,
+/// and acknowledged in turn like all others.
+pub(super) async fn heartbeat(shared: Arc<Shared>, heartbeat: Heartbeat, stop: CancellationToken) {
+    let table = heartbeat.table.quoted();
+    let constraint = quote_identifier(&format!("{}_single_row", heartbeat.table.name));
+    let create = format!(
+        "CREATE TABLE IF NOT EXISTS {table} (id INTEGER PRIMARY KEY DEFAULT 1, last_heartbeat TIMESTAMPTZ NOT NULL DEFAULT now(),
+         CONSTRAINT {constraint} CHECK (id = 1))"
+    );
+    let beat = format!("INSERT INTO {table} (id) VALUES (1) ON CONFLICT (id) DO UPDATE SET last_heartbeat = now()");
+    let mut client = None;
+    let mut told = false;
+    while !stop.is_cancelled() {
+        let beaten = async {
+            if client.is_none() {
+                let fresh = connect(&shared.options.config.cdc, "heartbeat").await.map_err(Problem::from)?;
+                fresh.batch_execute(&create).await?;
+                client = Some(fresh);
+            }
+            match &client {
+                Some(client) => client.batch_execute(&beat).await.map_err(Problem::from),
+                None => Ok(()),
+            }
+        };
+        let beaten: Result<(), Problem> = beaten.await;
+        if let Err(problem) = beaten {
+            client = None;
+            if !told {
+                shared.counters.notice(Level::Warn, format!("heartbeat: {}. {}", problem.message, problem.hint));
+                told = true;
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(heartbeat.interval) => {}
+        }
+    }
+}
+
+/// Bytes between two positions; none while one is unknown.
+pub(super) fn distance(later: Option<Lsn>, earlier: Option<Lsn>) -> Option<u64> {
+    Some(later?.since(earlier?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_average_forgets_and_never_goes_below_zero() {
+        let mut average = Average::default();
+        average.sample(1_000.0, 0.25, SPAN);
+        assert_eq!(average.value(), 0.0, "the first total is no rate");
+        for n in 1..=400 {
+            average.sample(1_000.0 + 25.0 * f64::from(n), 0.25, SPAN);
+        }
+        assert!((average.value() - 100.0).abs() < 1.0, "{}", average.value());
+        average.sample(0.0, 0.25, SPAN);
+        assert!(average.value() >= 0.0);
+        for _ in 0..1_000 {
+            average.sample(0.0, 0.25, SPAN);
+        }
+        assert_eq!(average.value(), 0.0);
+    }
+}

@@ -1,0 +1,446 @@
+//! The supervisor: owns every task, decides what a failure means, and answers commands.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::control::{Answer, Command, Commands};
+use super::monitor;
+use super::shared::{Liveness, Shared};
+use crate::config::{Config, Mode};
+use crate::lsn::Lsn;
+use crate::postgres::connect::connect;
+use crate::postgres::preflight::{self, Server};
+use crate::postgres::replication::Session;
+use crate::postgres::slot;
+use crate::problem::{Problem, ProblemKind};
+use crate::snapshot::{self, Ledger};
+use crate::status::{Level, Phase, TableState};
+use crate::stream;
+use crate::table::TableId;
+
+/// The longest wait between two attempts.
+const BACKOFF: Duration = Duration::from_secs(15);
+/// How long a start waits for a slot or a lock that another process still holds, before it fails for good when nobody
+/// looks at a screen: a killed predecessor's connection takes a moment to be noticed.
+const HELD: Duration = Duration::from_secs(15);
+/// Attempts of a resnapshot that something passing is in the way of.
+const AGAIN: u32 = 5;
+
+/// Runs the pipeline and answers commands until it is stopped, is done, or needs an operator.
+pub(super) async fn supervise(shared: Arc<Shared>, mut commands: Commands) -> Result<(), Problem> {
+    let stop = shared.stop.clone();
+    let sampler = tokio::spawn(monitor::sample(Arc::clone(&shared)));
+    let mut pipeline = tokio::spawn(run(Arc::clone(&shared), stop.clone()));
+    let outcome = loop {
+        tokio::select! {
+            ended = &mut pipeline => break ended.unwrap_or_else(|panic| {
+                Err(Problem::new(ProblemKind::Internal, format!("the pipeline died: {panic}"), "Report this; the next start goes on."))
+            }),
+            Some((command, reply)) = commands.recv() => {
+                let answer = obey(&shared, &command);
+                if let Err(refusal) = &answer {
+                    tracing::info!(?command, refusal, "command refused");
+                }
+                // Who asked may have gone.
+                let _ = reply.send(answer);
+            }
+        }
+    };
+    match outcome {
+        Ok(()) => {
+            shared.set_phase(Phase::Stopped, None);
+            shared.live.send_replace(Liveness::Ended);
+            sampler.abort();
+            Ok(())
+        }
+        Err(problem) => {
+            shared.counters.notice(Level::Error, format!("{}. {}", problem.message, problem.hint));
+            shared.set_phase(Phase::Failed, Some(problem.clone()));
+            shared.live.send_replace(Liveness::Ended);
+            // The screen shows why until somebody leaves it.
+            while shared.options.wait_when_failed && !stop.is_cancelled() {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    Some((command, reply)) = commands.recv() => {
+                        let answer = match command {
+                            Command::Stop => obey(&shared, &command),
+                            _ => Err(format!("the pipeline has failed: {}", problem.message)),
+                        };
+                        let _ = reply.send(answer);
+                    }
+                }
+            }
+            sampler.abort();
+            Err(problem)
+        }
+    }
+}
+
+fn obey(shared: &Shared, command: &Command) -> Answer {
+    if shared.options.read_only && *command != Command::Stop {
+        return Err("this pipeline is read-only".to_owned());
+    }
+    let table = |id: &TableId| {
+        let found = shared.counters.tables.iter().position(|table| table.table == *id);
+        found.ok_or_else(|| format!("there is no table {id} in this pipeline"))
+    };
+    match command {
+        Command::Pause => {
+            if shared.stop.is_cancelled() {
+                return Err("the pipeline is stopping".to_owned());
+            }
+            if !shared.gate.is_closed() {
+                shared.pause();
+                shared.counters.notice(Level::Warn, "pause asked for by the operator; the slot keeps WAL meanwhile");
+            }
+            Ok(())
+        }
+        Command::Resume => {
+            if !shared.gate.is_closed() {
+                return Err("the pipeline is not paused".to_owned());
+            }
+            shared.resume();
+            shared.counters.notice(Level::Info, "resumed by the operator");
+            Ok(())
+        }
+        Command::PauseTable(id) => {
+            let counters = &shared.counters.tables[table(id)?];
+            if !matches!(counters.state(), TableState::Queued | TableState::Copying | TableState::Retrying) {
+                return Err(format!(
+                    "{id} is not being copied; its changes come with everyone's stream, which p pauses"
+                ));
+            }
+            counters.paused.store(true, Relaxed);
+            shared.counters.notice(Level::Info, format!("{id}: copy held by the operator"));
+            Ok(())
+        }
+        Command::ResumeTable(id) => {
+            let counters = &shared.counters.tables[table(id)?];
+            if !counters.paused.swap(false, Relaxed) {
+                return Err(format!("{id} is not paused"));
+            }
+            shared.counters.notice(Level::Info, format!("{id}: copy goes on"));
+            Ok(())
+        }
+        Command::Resnapshot(id) => {
+            let number = table(id)?;
+            if !matches!(shared.phase(), Phase::CatchUp | Phase::Streaming) {
+                return Err(format!("{id} can be copied again once the first copy is done and the stream runs"));
+            }
+            if shared.counters.tables[number].resnapshot.swap(true, Relaxed) {
+                return Err(format!("{id} is already being copied again"));
+            }
+            shared.counters.notice(Level::Info, format!("{id}: resnapshot asked for by the operator"));
+            shared.resnapshots.want(number);
+            Ok(())
+        }
+        Command::CancelResnapshot(id) => {
+            let number = table(id)?;
+            if shared.resnapshots.take_wish(number) {
+                shared.counters.tables[number].resnapshot.store(false, Relaxed);
+                return Ok(());
+            }
+            shared.cancel_resnapshot(number).then_some(()).ok_or_else(|| format!("{id} is not being copied again"))
+        }
+        Command::Stop => {
+            shared.stop.cancel();
+            shared.set_phase(Phase::Stopping, None);
+            Ok(())
+        }
+    }
+}
+
+/// Attempts until one ends well.
+async fn run(shared: Arc<Shared>, stop: CancellationToken) -> Result<(), Problem> {
+    let (began, mut attempts) = (Instant::now(), 0_u32);
+    loop {
+        shared.set_ready(false);
+        let outcome = tokio::select! {
+            outcome = attempt(&shared, &stop) => outcome,
+            // What is under way has its own way to end; before there is anything, there is nothing to wait for.
+            () = stopped_while_connecting(&shared, &stop) => return Ok(()),
+        };
+        let problem = match outcome {
+            Ok(()) => return Ok(()),
+            Err(_) if stop.is_cancelled() => return Ok(()),
+            Err(problem) => problem,
+        };
+        if shared.was_ready() {
+            attempts = 0;
+        }
+        attempts += 1;
+        let never_ready = !shared.ever_ready();
+        let patient = problem.kind == ProblemKind::Setup && began.elapsed() < HELD;
+        if !problem.transient || (never_ready && shared.options.fail_fast && !patient) {
+            return Err(problem);
+        }
+        if attempts == 1 {
+            shared.counters.notice(Level::Warn, format!("{}; trying again", problem.message));
+        }
+        shared.set_trouble(problem, attempts);
+        let longest = BACKOFF.min(Duration::from_millis(250) * 2_u32.saturating_pow(attempts.min(10)));
+        let wait = longest.mul_f64(0.5 + fastrand::f64() / 2.0);
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+async fn stopped_while_connecting(shared: &Shared, stop: &CancellationToken) {
+    stop.cancelled().await;
+    if shared.was_ready() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// One life of the connections: looks, copies what is to be copied, streams.
+async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), Problem> {
+    let config = &shared.options.config;
+    let (cdc, mode) = (&config.cdc, config.mode());
+    if shared.ever_ready() {
+        shared.counters.reconnects.fetch_add(1, Relaxed);
+    } else {
+        shared.set_phase(Phase::Connecting, None);
+    }
+    let info = shared.sink.client().info().await?;
+    shared.set_sink(info);
+    let client = connect(cdc, "control").await?;
+    let server = preflight::server(&client).await?;
+    shared.set_server(&server);
+    let slot_name = cdc.slot.name.as_str();
+    let slot = match mode {
+        Mode::SnapshotOnly => None,
+        Mode::Initial | Mode::Never => slot::find(&client, slot_name).await?,
+    };
+    server.check(config, slot.as_ref())?;
+    if let Some(info) = &slot {
+        slot::usable(slot_name, info, &cdc.database)?;
+    }
+    let names: Vec<TableId> = shared.mappings.iter().map(|mapping| mapping.table.clone()).collect();
+    let ready = preflight::tables(&client, config, &server, &names, shared.options.handler.is_none()).await?;
+    let tables: Vec<snapshot::Table> = shared
+        .mappings
+        .iter()
+        .zip(ready)
+        .map(|(mapping, ready)| snapshot::Table { mapping: Arc::clone(mapping), ready })
+        .collect();
+    let ledger = open_ledger(shared, config).await?;
+    let context = shared.snapshot_context(stop);
+    shared.set_ready(true);
+    let monitors = CancellationToken::new();
+    let _end_monitors = monitors.clone().drop_guard();
+    tokio::spawn(monitor::watch_slot(Arc::clone(shared), server.clone(), monitors.clone()));
+    if let Some(heartbeat) = &cdc.heartbeat {
+        tokio::spawn(monitor::heartbeat(Arc::clone(shared), heartbeat.clone(), monitors.clone()));
+    }
+
+    if mode != Mode::Never && to_copy(shared, &ledger, slot.is_some(), &server).await? {
+        shared.set_phase(Phase::Snapshot, None);
+        let copied: Vec<_> = copied_tables(config, &tables);
+        let began = Instant::now();
+        shared.copy_begins();
+        let outcome = snapshot::initial(&context, &ledger, &copied, slot.is_some(), &server.system_id).await;
+        shared.copy_ended();
+        outcome?;
+        shared.fresh_copy_done();
+        tracing::info!(seconds = began.elapsed().as_secs_f64(), "snapshot completed successfully");
+    }
+    if mode == Mode::SnapshotOnly {
+        for table in &shared.counters.tables {
+            table.set_state(TableState::Live);
+        }
+        return Ok(());
+    }
+    if mode == Mode::Never && slot.is_none() {
+        let mut session = Session::connect(cdc, "slot").await?;
+        let created = session.create_slot(slot_name, false).await?;
+        shared.counters.notice(Level::Info, format!("slot {slot_name} created at {}", created.consistent_point));
+    }
+    for (table, counters) in tables.iter().zip(&shared.counters.tables) {
+        if !matches!(counters.state(), TableState::Live) {
+            counters.set_state(TableState::CatchUp);
+        }
+        if ledger.has_pending(&table.mapping.table).await? {
+            // A resnapshot that a crash cut short.
+            counters.resnapshot.store(true, Relaxed);
+            shared.resnapshots.want(table.mapping.number);
+        }
+    }
+    let target = current_position(&client).await?;
+    shared.catch_up_to(target);
+    shared.set_phase(Phase::CatchUp, None);
+
+    let streaming = stream::run(stream::Options {
+        config: Arc::clone(config),
+        tables: shared.mappings.clone(),
+        sink: shared.sink.clone(),
+        counters: Arc::clone(&shared.counters),
+        handler: shared.options.handler.clone(),
+        resnapshots: Arc::clone(&shared.resnapshots),
+        gate: shared.gate.clone(),
+        stop: stop.clone(),
+    });
+    let ending = CancellationToken::new();
+    let copying = resnapshots(shared, &ledger, &tables, &ending);
+    tokio::pin!(streaming, copying);
+    let outcome = tokio::select! {
+        outcome = &mut streaming => outcome,
+        never = &mut copying => match never {},
+    };
+    ending.cancel();
+    outcome
+}
+
+async fn open_ledger(shared: &Shared, config: &Config) -> Result<Arc<Ledger>, Problem> {
+    let cdc = &config.cdc;
+    let job = match config.mode() {
+        Mode::SnapshotOnly => cdc.snapshot.id.clone().unwrap_or_else(|| format!("snapshot_only_{}", cdc.database)),
+        Mode::Initial | Mode::Never => cdc.slot.name.clone(),
+    };
+    let ledger = Ledger::open(connect(cdc, "ledger").await?, &job, &shared.instance).await?;
+    if !ledger.try_lock().await? {
+        return Err(Problem::new(
+            ProblemKind::Setup,
+            format!("another pgtide works on {job}"),
+            "Stop it, or give this one another `cdc.slot.name`.",
+        )
+        .transient());
+    }
+    Ok(Arc::new(ledger))
+}
+
+/// Whether there is something to copy before the stream.
+async fn to_copy(shared: &Shared, ledger: &Ledger, slot: bool, server: &Server) -> Result<bool, Problem> {
+    let config = &shared.options.config;
+    if config.cdc.snapshot.resnapshot && !shared.fresh_copy_was_done() {
+        ledger.reopen_job().await?;
+        return Ok(true);
+    }
+    let Some(job) = ledger.job().await? else { return Ok(true) };
+    if !job.completed {
+        return Ok(true);
+    }
+    if config.mode() == Mode::SnapshotOnly {
+        shared.counters.notice(Level::Info, "the ledger says that this copy is done: nothing to do");
+        return Ok(false);
+    }
+    let name = &config.cdc.slot.name;
+    let hint = "Start once with `cdc.snapshot.resnapshot: true`: the tables are copied again, and documents whose rows are \
+                gone are removed.";
+    if !slot {
+        return Err(Problem::new(
+            ProblemKind::Gap,
+            format!("slot {name} is gone, but the tables were copied before: changes since then are lost"),
+            hint,
+        ));
+    }
+    if job.system_id.as_ref().is_some_and(|id| *id != server.system_id) {
+        return Err(Problem::new(
+            ProblemKind::Gap,
+            "this is another PostgreSQL server than the one the tables were copied from (its system identifier differs)",
+            hint,
+        ));
+    }
+    Ok(false)
+}
+
+/// The tables that the snapshot copies: `snapshot.tables` where there are any, else all.
+fn copied_tables(config: &Config, tables: &[snapshot::Table]) -> Vec<snapshot::Table> {
+    let wanted = &config.cdc.snapshot.tables;
+    let is_wanted =
+        |table: &&snapshot::Table| wanted.is_empty() || wanted.iter().any(|entry| entry.id == table.mapping.table);
+    tables.iter().filter(is_wanted).cloned().collect()
+}
+
+async fn current_position(client: &tokio_postgres::Client) -> Result<Lsn, Problem> {
+    let row = client.query_one("SELECT pg_catalog.pg_current_wal_lsn()::text", &[]).await?;
+    Ok(row.get::<_, String>(0).parse().unwrap_or_default())
+}
+
+/// Copies tables again as they are asked for, one at a time. Ends never; dropped when the stream ends.
+async fn resnapshots(
+    shared: &Arc<Shared>,
+    ledger: &Arc<Ledger>,
+    tables: &[snapshot::Table],
+    ending: &CancellationToken,
+) -> std::convert::Infallible {
+    let mut attempts = 0;
+    loop {
+        let next = tables.iter().find(|table| shared.resnapshots.take_wish(table.mapping.number));
+        let Some(table) = next else {
+            shared.resnapshots.wished().await;
+            continue;
+        };
+        let number = table.mapping.number;
+        let counters = &shared.counters.tables[number];
+        let stop = ending.child_token();
+        shared.resnapshot_runs(Some((number, stop.clone())));
+        shared.copy_begins();
+        let outcome = again(shared, ledger, table, &stop).await;
+        shared.copy_ended();
+        shared.resnapshot_runs(None);
+        match outcome {
+            Ok(()) => attempts = 0,
+            Err(_) if stop.is_cancelled() => {
+                // The operator's word. The documents are valid as they are.
+                if let Err(problem) = ledger.forget(&table.mapping.table).await {
+                    tracing::warn!("{problem}");
+                }
+                shared
+                    .counters
+                    .notice(Level::Info, format!("{}: resnapshot given up by the operator", table.mapping.table));
+            }
+            Err(problem) if problem.transient && attempts < AGAIN => {
+                attempts += 1;
+                counters.set_state(TableState::Retrying);
+                counters.attempts.store(attempts, Relaxed);
+                shared
+                    .counters
+                    .notice(Level::Warn, format!("{}: {}; trying again", table.mapping.table, problem.message));
+                counters.set_problem(Some(problem));
+                tokio::time::sleep(Duration::from_secs(1) * attempts).await;
+                shared.resnapshots.want(number);
+                continue;
+            }
+            Err(problem) => {
+                attempts = 0;
+                shared.counters.notice(
+                    Level::Error,
+                    format!("{}: resnapshot failed: {}. {}", table.mapping.table, problem.message, problem.hint),
+                );
+                counters.resnapshot.store(false, Relaxed);
+                counters.set_problem(Some(problem));
+                counters.set_state(TableState::Live);
+                continue;
+            }
+        }
+        counters.resnapshot.store(false, Relaxed);
+        counters.set_problem(None);
+        counters.attempts.store(0, Relaxed);
+        counters.set_state(TableState::Live);
+    }
+}
+
+async fn again(
+    shared: &Arc<Shared>,
+    ledger: &Arc<Ledger>,
+    table: &snapshot::Table,
+    stop: &CancellationToken,
+) -> Result<(), Problem> {
+    // As the catalog has it now: pages, filenodes and columns may have changed since the start.
+    let config = &shared.options.config;
+    let client = connect(&config.cdc, "control").await?;
+    let server = preflight::server(&client).await?;
+    let id = table.mapping.table.clone();
+    let mut ready =
+        preflight::tables(&client, config, &server, std::slice::from_ref(&id), shared.options.handler.is_none())
+            .await?;
+    let Some(ready) = ready.pop() else { return Ok(()) };
+    let table = snapshot::Table { mapping: Arc::clone(&table.mapping), ready };
+    let context = shared.snapshot_context(stop);
+    snapshot::again(&context, ledger, &table, stop).await
+}

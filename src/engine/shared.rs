@@ -1,0 +1,237 @@
+//! What the supervisor, its tasks and the status share.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::Options;
+use super::monitor::Sampled;
+use crate::gate::Gate;
+use crate::lsn::Lsn;
+use crate::mapping::TableMapping;
+use crate::postgres::preflight::Server;
+use crate::postgres::slot::SlotInfo;
+use crate::problem::Problem;
+use crate::sink::{ServerInfo, Sink};
+use crate::snapshot::{Context, Resnapshots};
+use crate::status::{Micros, Phase, TableState};
+use crate::telemetry::{Counters, lock, now};
+
+/// Phase, and what stands in its way.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PhaseState {
+    pub(super) phase: Phase,
+    pub(super) since: Micros,
+    pub(super) paused_since: Option<Micros>,
+    pub(super) problem: Option<Problem>,
+    pub(super) attempts: u32,
+}
+
+/// What waits for all tables to be live has to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Liveness {
+    /// Something is to be copied, or the backlog of the start is not empty.
+    NotYet,
+    /// Every table was live with an empty backlog.
+    Live,
+    /// The pipeline has ended.
+    Ended,
+}
+
+/// How long copies have taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct CopyClock {
+    pub(super) began: Option<Instant>,
+    pub(super) seconds: f64,
+}
+
+pub(super) struct Shared {
+    pub(super) options: Options,
+    pub(super) instance: String,
+    pub(super) started_at: Micros,
+    pub(super) counters: Arc<Counters>,
+    pub(super) mappings: Vec<Arc<TableMapping>>,
+    pub(super) sink: Sink,
+    pub(super) gate: Gate,
+    pub(super) resnapshots: Arc<Resnapshots>,
+    pub(super) stop: CancellationToken,
+    pub(super) state: Mutex<PhaseState>,
+    pub(super) server: Mutex<Option<Server>>,
+    pub(super) sink_info: Mutex<Option<ServerInfo>>,
+    pub(super) slot: Mutex<Option<SlotInfo>>,
+    pub(super) sampled: Mutex<Sampled>,
+    pub(super) copy: Mutex<CopyClock>,
+    pub(super) held: watch::Sender<Option<Instant>>,
+    pub(super) live: watch::Sender<Liveness>,
+    catch_up: AtomicU64,
+    ready: AtomicBool,
+    ever_ready: AtomicBool,
+    fresh_copy_done: AtomicBool,
+    resnapshot: Mutex<Option<(usize, CancellationToken)>>,
+}
+
+impl Shared {
+    pub(super) fn new(options: Options, sink: Sink, mappings: Vec<Arc<TableMapping>>) -> Self {
+        let tables = mappings.iter().map(|mapping| (mapping.table.clone(), mapping.index.clone()));
+        let started_at = now();
+        Self {
+            instance: options.config.cdc.snapshot.instance_id.clone().unwrap_or_else(instance),
+            started_at,
+            counters: Arc::new(Counters::new(tables)),
+            resnapshots: Arc::new(Resnapshots::new(mappings.len())),
+            mappings,
+            sink,
+            gate: Gate::default(),
+            stop: CancellationToken::new(),
+            state: Mutex::new(PhaseState { since: started_at, ..PhaseState::default() }),
+            server: Mutex::new(None),
+            sink_info: Mutex::new(None),
+            slot: Mutex::new(None),
+            sampled: Mutex::new(Sampled::default()),
+            copy: Mutex::new(CopyClock::default()),
+            held: watch::Sender::new(None),
+            live: watch::Sender::new(Liveness::NotYet),
+            catch_up: AtomicU64::new(u64::MAX),
+            ready: AtomicBool::new(false),
+            ever_ready: AtomicBool::new(false),
+            fresh_copy_done: AtomicBool::new(false),
+            resnapshot: Mutex::new(None),
+            options,
+        }
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        lock(&self.state).phase
+    }
+
+    /// Moves to `phase`, unless the pipeline is on its way out and `phase` is not its end.
+    pub(super) fn set_phase(&self, phase: Phase, problem: Option<Problem>) {
+        let mut state = lock(&self.state);
+        let ending = matches!(state.phase, Phase::Stopping | Phase::Stopped | Phase::Failed);
+        if ending && !matches!(phase, Phase::Stopped | Phase::Stopping | Phase::Failed) {
+            return;
+        }
+        if state.phase != phase {
+            tracing::info!(from = state.phase.word(), to = phase.word(), "phase");
+            state.phase = phase;
+            state.since = now();
+        }
+        state.problem = problem;
+        state.attempts = 0;
+    }
+
+    /// Something that may pass is in the way, for the `attempts`th time.
+    pub(super) fn set_trouble(&self, problem: Problem, attempts: u32) {
+        self.set_phase(Phase::Degraded, Some(problem));
+        lock(&self.state).attempts = attempts;
+    }
+
+    pub(super) fn pause(&self) {
+        lock(&self.state).paused_since = Some(now());
+        self.gate.close();
+    }
+
+    pub(super) fn resume(&self) {
+        lock(&self.state).paused_since = None;
+        self.gate.open();
+    }
+
+    pub(super) fn set_server(&self, server: &Server) {
+        *lock(&self.server) = Some(server.clone());
+    }
+
+    pub(super) fn set_sink(&self, info: ServerInfo) {
+        *lock(&self.sink_info) = Some(info);
+    }
+
+    /// Connected and checked: the pipeline works from here on, until it is said again.
+    pub(super) fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Relaxed);
+        if ready {
+            self.ever_ready.store(true, Relaxed);
+        }
+    }
+
+    pub(super) fn was_ready(&self) -> bool {
+        self.ready.load(Relaxed)
+    }
+
+    pub(super) fn ever_ready(&self) -> bool {
+        self.ever_ready.load(Relaxed)
+    }
+
+    /// The copy that `snapshot.resnapshot` asks for has been made; a reconnection does not make it again.
+    pub(super) fn fresh_copy_done(&self) {
+        self.fresh_copy_done.store(true, Relaxed);
+    }
+
+    pub(super) fn fresh_copy_was_done(&self) -> bool {
+        self.fresh_copy_done.load(Relaxed)
+    }
+
+    /// The backlog is empty once everything before `target` is confirmed.
+    pub(super) fn catch_up_to(&self, target: Lsn) {
+        self.catch_up.store(target.0, Relaxed);
+    }
+
+    /// Moves on to Streaming when the backlog is empty.
+    pub(super) fn caught_up(&self) {
+        if self.phase() != Phase::CatchUp || self.counters.confirmed_lsn.load(Relaxed) < self.catch_up.load(Relaxed) {
+            return;
+        }
+        for table in &self.counters.tables {
+            if table.state() == TableState::CatchUp {
+                table.set_state(TableState::Live);
+            }
+        }
+        self.set_phase(Phase::Streaming, None);
+        self.live.send_replace(Liveness::Live);
+    }
+
+    pub(super) fn copy_begins(&self) {
+        *lock(&self.copy) = CopyClock { began: Some(Instant::now()), seconds: 0.0 };
+    }
+
+    pub(super) fn copy_ended(&self) {
+        let mut copy = lock(&self.copy);
+        if let Some(began) = copy.began.take() {
+            copy.seconds = began.elapsed().as_secs_f64();
+        }
+    }
+
+    pub(super) fn resnapshot_runs(&self, running: Option<(usize, CancellationToken)>) {
+        *lock(&self.resnapshot) = running;
+    }
+
+    pub(super) fn cancel_resnapshot(&self, table: usize) -> bool {
+        match &*lock(&self.resnapshot) {
+            Some((running, stop)) if *running == table => {
+                stop.cancel();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn snapshot_context(&self, stop: &CancellationToken) -> Context {
+        Context {
+            config: Arc::clone(&self.options.config),
+            sink: self.sink.clone(),
+            counters: Arc::clone(&self.counters),
+            handler: self.options.handler.clone(),
+            gate: self.gate.clone(),
+            resnapshots: Arc::clone(&self.resnapshots),
+            held: self.held.clone(),
+            stop: stop.clone(),
+        }
+    }
+}
+
+/// `hostname-pid`, as the reference names its instances.
+fn instance() -> String {
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    format!("{}-{}", host.unwrap_or_else(|| "localhost".to_owned()), std::process::id())
+}

@@ -1,0 +1,51 @@
+//! The text that names a document.
+
+use crate::change::Field;
+
+/// Appends the id of a key of several columns: their texts joined by `:`, with `\` before each `:` and `\` that is
+/// part of a text, so that different keys never share an id. False when a field is missing or NULL.
+pub fn write_id<'a>(id: &mut Vec<u8>, fields: impl Iterator<Item = Option<Field<'a>>>) -> bool {
+    for (n, field) in fields.enumerate() {
+        let Some(Field::Text(text)) = field else { return false };
+        if n > 0 {
+            id.push(b':');
+        }
+        for &byte in text {
+            if byte == b':' || byte == b'\\' {
+                id.push(b'\\');
+            }
+            id.push(byte);
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn id(parts: &[Vec<u8>]) -> Vec<u8> {
+        let mut out = Vec::new();
+        assert!(write_id(&mut out, parts.iter().map(|part| Some(Field::Text(part)))));
+        out
+    }
+
+    #[test]
+    fn plain_keys_stay_readable() {
+        assert_eq!(id(&[b"7".to_vec(), b"2024-01-01".to_vec()]), b"7:2024-01-01");
+        assert_eq!(id(&[b"a:b".to_vec(), br"c\".to_vec()]), br"a\:b:c\\");
+        assert!(!write_id(&mut Vec::new(), [Some(Field::Null)].into_iter()));
+    }
+
+    proptest! {
+        #[test]
+        fn different_keys_never_share_an_id(
+            one in prop::collection::vec(prop::collection::vec(prop::sample::select(b":\\a".to_vec()), 0..4), 2..4),
+            other in prop::collection::vec(prop::collection::vec(prop::sample::select(b":\\a".to_vec()), 0..4), 2..4),
+        ) {
+            prop_assume!(one.len() == other.len());
+            prop_assert_eq!(id(&one) == id(&other), one == other);
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! What has to be so before anything is created or read, and what to do where it is not.
+
+use tokio_postgres::Client;
+
+use super::catalog::{self, TableInfo, Wanted};
+use super::publication;
+use super::slot::SlotInfo;
+use crate::config::{Config, Mode};
+use crate::problem::{Problem, ProblemKind};
+use crate::table::TableId;
+
+/// The server, as far as it matters here.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// `server_version_num`, such as 170004.
+    pub version: u32,
+    /// `server_version`, such as `17.4`.
+    pub version_text: String,
+    /// `pg_control_system().system_identifier`: tells one cluster from another.
+    pub system_id: String,
+    wal_level: String,
+    in_recovery: bool,
+    free_slots: i64,
+    free_senders: i64,
+    may_replicate: bool,
+    keep_limit_mib: i64,
+}
+
+/// Reads the server's settings.
+///
+/// # Errors
+/// The query fails.
+pub async fn server(client: &Client) -> Result<Server, Problem> {
+    let row = client
+        .query_one(
+            "SELECT current_setting('server_version_num')::int4, split_part(current_setting('server_version'), ' ', 1),
+                    (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
+                    current_setting('wal_level'), pg_catalog.pg_is_in_recovery(),
+                    current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_catalog.pg_replication_slots),
+                    current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_catalog.pg_stat_replication),
+                    (SELECT rolreplication OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user),
+                    (SELECT setting::int8 FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size')",
+            &[],
+        )
+        .await?;
+    Ok(Server {
+        version: u32::try_from(row.get::<_, i32>(0)).unwrap_or(0),
+        version_text: row.get(1),
+        system_id: row.get(2),
+        wal_level: row.get(3),
+        in_recovery: row.get(4),
+        free_slots: row.get(5),
+        free_senders: row.get(6),
+        may_replicate: row.get::<_, Option<bool>>(7).unwrap_or(false),
+        keep_limit_mib: row.get::<_, Option<i64>>(8).unwrap_or(-1),
+    })
+}
+
+fn setup(message: impl Into<String>, hint: impl Into<String>) -> Problem {
+    Problem::new(ProblemKind::Setup, message, hint)
+}
+
+impl Server {
+    /// `max_slot_wal_keep_size` in bytes; none when unlimited.
+    #[must_use]
+    pub fn keep_limit(&self) -> Option<u64> {
+        u64::try_from(self.keep_limit_mib).ok().map(|mib| mib << 20)
+    }
+
+    /// Whether this server can do what `mode` needs. `slot` is ours, if it is there already.
+    ///
+    /// # Errors
+    /// The first thing that is not so, with what to do.
+    pub fn check(&self, config: &Config, slot: Option<&SlotInfo>) -> Result<(), Problem> {
+        if self.version < 140_000 {
+            return Err(setup(
+                format!("PostgreSQL {} is too old", self.version_text),
+                "pgtide needs PostgreSQL 14 or newer.",
+            ));
+        }
+        if config.mode() == Mode::SnapshotOnly {
+            return Ok(());
+        }
+        if self.wal_level != "logical" {
+            return Err(setup(
+                format!("wal_level is {}, changes can only be streamed with wal_level = logical", self.wal_level),
+                "ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL. (On a managed server it is a parameter, \
+                 such as rds.logical_replication.) Mode snapshot_only works without.",
+            ));
+        }
+        if self.in_recovery {
+            return Err(setup("this server is a standby", "Give the primary in `cdc.host`."));
+        }
+        if !self.may_replicate {
+            return Err(setup(
+                format!("user {} may not use replication", config.cdc.username),
+                format!(
+                    "ALTER ROLE {} REPLICATION; (On a managed server: GRANT rds_replication, or the like.)",
+                    crate::table::quote_identifier(&config.cdc.username)
+                ),
+            ));
+        }
+        if slot.is_none() {
+            if !config.cdc.slot.create_if_not_exists {
+                return Err(setup(
+                    format!("there is no replication slot {}", config.cdc.slot.name),
+                    "Set `cdc.slot.createIfNotExists: true`, or correct `cdc.slot.name`.",
+                ));
+            }
+            if self.free_slots < 1 {
+                return Err(setup(
+                    "no replication slot is free",
+                    "Drop one that nobody needs (SELECT slot_name, active FROM pg_replication_slots), or raise \
+                     max_replication_slots and restart PostgreSQL.",
+                ));
+            }
+        }
+        if self.free_senders < 1 {
+            return Err(setup(
+                "no WAL sender is free",
+                "Stop a replication client (SELECT * FROM pg_stat_replication), or raise max_wal_senders and restart \
+                 PostgreSQL.",
+            )
+            .transient());
+        }
+        Ok(())
+    }
+}
+
+/// A table of the configuration that can be copied and streamed.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// As the catalog has it.
+    pub info: TableInfo,
+    /// Only rows that meet this SQL condition are copied.
+    pub condition: Option<String>,
+}
+
+/// Makes the publication and the replica identities as configured, and looks at each table in `wanted`.
+///
+/// # Errors
+/// A table is missing, has no key, is not published, or may not be read; the publication is missing.
+pub async fn tables(
+    client: &Client,
+    config: &Config,
+    server: &Server,
+    wanted: &[TableId],
+    need_key: bool,
+) -> Result<Vec<Ready>, Problem> {
+    let cdc = &config.cdc;
+    let streams = config.mode() != Mode::SnapshotOnly;
+    let mut found = Vec::with_capacity(wanted.len());
+    for id in wanted {
+        let configured = entry(config, id);
+        let columns = configured.map(|table| table.columns.clone()).unwrap_or_default();
+        let Some(mut info) = catalog::table(client, &Wanted { id: id.clone(), columns }).await? else {
+            return Err(missing(client, id).await?);
+        };
+        if streams
+            && let Some(table) = cdc.publication.tables.iter().find(|table| table.id == *id)
+            && publication::set_replica_identity(client, table, info.replica_identity).await?
+        {
+            let columns = table.columns.clone();
+            if let Some(changed) = catalog::table(client, &Wanted { id: id.clone(), columns }).await? {
+                info = changed;
+            }
+        }
+        readable(client, id).await?;
+        let condition = configured
+            .and_then(|table| table.query_condition.clone())
+            .or_else(|| config.cdc.snapshot.query_condition.clone());
+        found.push(Ready { info, condition });
+    }
+    if streams {
+        published(client, config, server, &mut found).await?;
+    }
+    for ready in &found {
+        if need_key && ready.info.key().is_empty() {
+            return Err(crate::stream::no_key(&ready.info.id));
+        }
+        reserved(&ready.info)?;
+    }
+    Ok(found)
+}
+
+/// The entry of a table in the configuration: that of the snapshot before that of the publication.
+fn entry<'a>(config: &'a Config, id: &TableId) -> Option<&'a crate::config::Table> {
+    let own = config.cdc.snapshot.tables.iter().find(|table| table.id == *id);
+    own.or_else(|| config.cdc.publication.tables.iter().find(|table| table.id == *id))
+}
+
+async fn missing(client: &Client, id: &TableId) -> Result<Problem, Problem> {
+    let near = client
+        .query(
+            "SELECT n.nspname::text || '.' || c.relname::text FROM pg_catalog.pg_class c
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')",
+            &[],
+        )
+        .await?;
+    let text = id.to_string();
+    let near = near.iter().map(|row| row.get::<_, String>(0));
+    let nearest = near.map(|name| (strsim::damerau_levenshtein(&name, &text), name)).min();
+    let hint = match nearest {
+        Some((distance, name)) if distance <= 3 => format!("Did you mean {name}? Names are case-sensitive."),
+        _ => "Create it, or correct the name. Views and foreign tables cannot be streamed.".to_owned(),
+    };
+    Ok(setup(format!("there is no table {id} in database {}", database(client).await?), hint))
+}
+
+async fn database(client: &Client) -> Result<String, Problem> {
+    Ok(client.query_one("SELECT pg_catalog.current_database()::text", &[]).await?.get(0))
+}
+
+async fn readable(client: &Client, id: &TableId) -> Result<(), Problem> {
+    let row = client
+        .query_one("SELECT pg_catalog.has_table_privilege($1, 'SELECT'), current_user::text", &[&id.quoted()])
+        .await?;
+    if row.get(0) {
+        return Ok(());
+    }
+    let user: String = row.get(1);
+    Err(setup(
+        format!("user {user} may not read table {id}"),
+        format!("GRANT SELECT ON {} TO {};", id.quoted(), crate::table::quote_identifier(&user)),
+    ))
+}
+
+/// Checks the tables against the publication, creating it where the configuration says so, and takes over its lists
+/// of columns and its row filters: the copy must hold what the stream will hold.
+async fn published(client: &Client, config: &Config, server: &Server, found: &mut [Ready]) -> Result<(), Problem> {
+    let cdc = &config.cdc;
+    let name = &cdc.publication.name;
+    let mut publication = publication::find(client, name, server.version).await?;
+    if publication.is_none() {
+        if !cdc.publication.create_if_not_exists {
+            return Err(setup(
+                format!("there is no publication {name}"),
+                "Set `cdc.publication.createIfNotExists: true`, or create it: CREATE PUBLICATION ... FOR TABLE ...",
+            ));
+        }
+        publication::create(client, cdc, server.version).await?;
+        publication = publication::find(client, name, server.version).await?;
+    }
+    let Some(publication) = publication else {
+        return Err(setup(format!("publication {name} is gone again"), "Start again."));
+    };
+    for ready in found {
+        let id = &ready.info.id;
+        let leaf = |published: &&publication::Published| {
+            published.id == *id || ready.info.leaves.iter().any(|leaf| leaf.id == published.id)
+        };
+        let Some(entry) = publication.tables.iter().find(leaf) else {
+            return Err(setup(
+                format!("publication {name} does not publish table {id}"),
+                format!("ALTER PUBLICATION {} ADD TABLE {};", crate::table::quote_identifier(name), id.quoted()),
+            ));
+        };
+        if !entry.columns.is_empty() {
+            let key = ready.info.key().len();
+            ready.info.columns.retain(|column| entry.columns.contains(&column.name));
+            if ready.info.key().len() != key {
+                return Err(setup(
+                    format!("publication {name} leaves out a column of the key of {id}"),
+                    "Publish the key as well: the documents are named by it, and PostgreSQL refuses UPDATE and DELETE without.",
+                ));
+            }
+        }
+        if let Some(filter) = &entry.row_filter {
+            ready.condition = Some(match &ready.condition {
+                Some(own) => format!("({own}) AND ({filter})"),
+                None => filter.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Names that Elasticsearch keeps for itself, or cannot take: said at once rather than once per document.
+fn reserved(info: &TableInfo) -> Result<(), Problem> {
+    const RESERVED: &[&str] = &[
+        "_id",
+        "_index",
+        "_source",
+        "_type",
+        "_routing",
+        "_field_names",
+        "_ignored",
+        "_size",
+        "_seq_no",
+        "_version",
+        "_tier",
+        "_doc_count",
+        "_nested_path",
+    ];
+    for column in &info.columns {
+        let name = column.name.as_str();
+        if RESERVED.contains(&name) || name.split('.').any(|part| part.trim().is_empty()) {
+            return Err(setup(
+                format!("table {} has a column {name:?}, which Elasticsearch does not take as a field", info.id),
+                "Leave it out by a list of `columns`, or rename it.",
+            ));
+        }
+        if info.columns.iter().any(|other| other.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'))) {
+            return Err(setup(
+                format!("table {} has a column {name:?} and another that begins with \"{name}.\"", info.id),
+                "Elasticsearch reads the dot as an object. Leave one of them out by a list of `columns`.",
+            ));
+        }
+    }
+    Ok(())
+}

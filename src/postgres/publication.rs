@@ -1,0 +1,158 @@
+//! The publication: what PostgreSQL publishes, created as configured or used as it is.
+
+use tokio_postgres::Client;
+
+use crate::config::{Cdc, Operation, ReplicaIdentity, Table};
+use crate::problem::{Problem, ProblemKind};
+use crate::table::{TableId, quote_identifier};
+
+/// A table as a publication publishes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The table.
+    pub id: TableId,
+    /// Its published columns; empty before PostgreSQL 15, which publishes all.
+    pub columns: Vec<String>,
+    /// Its row filter: an SQL condition; PostgreSQL 15 and newer.
+    pub row_filter: Option<String>,
+}
+
+/// A publication as the catalog describes it.
+#[derive(Clone, Debug)]
+pub struct Publication {
+    /// What it publishes of INSERT, UPDATE, DELETE and TRUNCATE, in that order.
+    pub operations: [bool; 4],
+    /// Its tables: partitions or roots, as `publish_via_partition_root` says.
+    pub tables: Vec<Published>,
+}
+
+/// Looks a publication up; `None` when there is none of that name.
+///
+/// # Errors
+/// The queries fail.
+pub async fn find(client: &Client, name: &str, server: u32) -> Result<Option<Publication>, Problem> {
+    let Some(row) = client
+        .query_opt(
+            "SELECT pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_catalog.pg_publication WHERE pubname = $1",
+            &[&name],
+        )
+        .await?
+    else {
+        return Ok(None);
+    };
+    let operations = [row.get(0), row.get(1), row.get(2), row.get(3)];
+    let details = if server >= 150_000 { "attnames::text[], rowfilter" } else { "'{}'::text[], NULL::text" };
+    let rows = client
+        .query(
+            &format!(
+                "SELECT schemaname::text, tablename::text, {details} FROM pg_catalog.pg_publication_tables
+                 WHERE pubname = $1"
+            ),
+            &[&name],
+        )
+        .await?;
+    let tables = rows
+        .iter()
+        .map(|row| Published {
+            id: TableId::new(row.get::<_, String>(0), row.get::<_, String>(1)),
+            columns: row.get::<_, Option<Vec<String>>>(2).unwrap_or_default(),
+            row_filter: row.get(3),
+        })
+        .collect();
+    Ok(Some(Publication { operations, tables }))
+}
+
+/// Creates the publication that the configuration describes.
+///
+/// # Errors
+/// PostgreSQL refuses.
+pub async fn create(client: &Client, cdc: &Cdc, server: u32) -> Result<(), Problem> {
+    let publication = &cdc.publication;
+    let mut tables = Vec::with_capacity(publication.tables.len());
+    for table in &publication.tables {
+        let mut text = table.id.quoted();
+        if !table.columns.is_empty() {
+            if server < 150_000 {
+                return Err(Problem::new(
+                    ProblemKind::Setup,
+                    format!("table {} has `columns`, but this PostgreSQL cannot publish a list of columns", table.id),
+                    "Remove `columns`, or use PostgreSQL 15 or newer.",
+                ));
+            }
+            let columns: Vec<_> = table.columns.iter().map(|column| quote_identifier(column)).collect();
+            text = format!("{text} ({})", columns.join(", "));
+        }
+        tables.push(text);
+    }
+    let operations: Vec<_> = publication
+        .operations
+        .iter()
+        .map(|operation| match operation {
+            Operation::Insert => "insert",
+            Operation::Update => "update",
+            Operation::Delete => "delete",
+            Operation::Truncate => "truncate",
+        })
+        .collect();
+    let operations =
+        if operations.is_empty() { "insert, update, delete, truncate".to_owned() } else { operations.join(", ") };
+    let via_root = publication.tables.iter().any(|table| table.partitioned);
+    let sql = format!(
+        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = '{operations}', publish_via_partition_root = {via_root})",
+        quote_identifier(&publication.name),
+        tables.join(", "),
+    );
+    client.batch_execute(&sql).await?;
+    Ok(())
+}
+
+/// Sets the replica identity of a table where the configuration asks for another than it has.
+///
+/// Waits at most two seconds for the lock: an `ALTER TABLE` that queues behind a long transaction makes every writer
+/// queue behind itself. Returns whether anything was changed.
+///
+/// # Errors
+/// PostgreSQL refuses, or somebody holds the table.
+pub async fn set_replica_identity(client: &Client, table: &Table, present: char) -> Result<bool, Problem> {
+    let Some(wanted) = &table.replica_identity else { return Ok(false) };
+    let (letter, clause) = match wanted {
+        ReplicaIdentity::Default => ('d', "DEFAULT".to_owned()),
+        ReplicaIdentity::Full => ('f', "FULL".to_owned()),
+        ReplicaIdentity::Nothing => ('n', "NOTHING".to_owned()),
+        ReplicaIdentity::UsingIndex(index) => ('i', format!("USING INDEX {}", quote_identifier(index))),
+    };
+    let same = letter == present
+        && match wanted {
+            ReplicaIdentity::UsingIndex(index) => {
+                let row = client
+                    .query_opt(
+                        "SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+                         WHERE i.indrelid = $1::text::regclass AND i.indisreplident AND c.relname = $2",
+                        &[&table.id.quoted(), index],
+                    )
+                    .await?;
+                row.is_some()
+            }
+            _ => true,
+        };
+    if same {
+        return Ok(false);
+    }
+    let sql = format!(
+        "BEGIN; SET LOCAL lock_timeout = '2s'; ALTER TABLE {} REPLICA IDENTITY {clause}; COMMIT",
+        table.id.quoted()
+    );
+    if let Err(error) = client.batch_execute(&sql).await {
+        client.batch_execute("ROLLBACK").await?;
+        return Err(Problem::new(
+            ProblemKind::Setup,
+            format!(
+                "cannot set the replica identity of {} to {clause}: {}",
+                table.id,
+                super::PostgresError::from(error)
+            ),
+            "Set it yourself with ALTER TABLE, or remove `replicaIdentity` from the configuration to leave it as it is.",
+        ));
+    }
+    Ok(true)
+}

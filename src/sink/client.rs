@@ -1,0 +1,453 @@
+//! HTTP requests to Elasticsearch, over all its URLs in turn.
+
+use std::error::Error as _;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use reqwest::{Method, Url};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::error::SinkError;
+use super::response;
+use crate::config;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// A URL that did not take a connection is asked last for so long.
+const AVOIDED: Duration = Duration::from_secs(10);
+/// More than any answer of ours may have: 10,000 items that all failed take a few megabytes.
+const LONGEST_ANSWER: usize = 256 << 20;
+
+/// What keeps statuses and errors of a bulk answer and leaves out the rest. Without `items.*.status` the items that
+/// went well would be missing and positions lost.
+const BULK_FILTER: &str = "errors,items.*.status,items.*.error.type,items.*.error.reason";
+
+/// Talks to Elasticsearch. Takes the URLs in turn, and the next one when one takes no connection.
+///
+/// Proxies named in the environment are not used.
+#[derive(Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    urls: Vec<Node>,
+    next: AtomicUsize,
+    authorization: Option<HeaderValue>,
+    gzip: bool,
+}
+
+#[derive(Debug)]
+struct Node {
+    url: Url,
+    /// When it last did not take a connection.
+    failed: Mutex<Option<Instant>>,
+}
+
+/// An answer, whatever its status.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// `Retry-After`, when it is a number of seconds.
+    pub retry_after: Option<Duration>,
+    /// `X-Elastic-Product`.
+    pub product: Option<String>,
+    /// The body, complete.
+    pub body: Bytes,
+    /// Who answered, without user and password.
+    pub url: String,
+}
+
+/// The body of a request.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// None.
+    Empty,
+    /// One JSON value.
+    Json(Bytes),
+    /// A bulk body.
+    Bulk(Bytes),
+    /// A bulk body after gzip.
+    PackedBulk(Bytes),
+}
+
+/// What `GET /` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerInfo {
+    /// `elasticsearch`, `opensearch`, or what else the server calls itself.
+    pub distribution: String,
+    /// Its version; none where it does not tell.
+    pub version: Option<String>,
+}
+
+impl Client {
+    /// A client for these URLs. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`SinkError::Configuration`]: no URL, or one that is none.
+    pub fn new(config: &config::Elasticsearch) -> Result<Client, SinkError> {
+        let mut userinfo = None;
+        let mut urls = Vec::with_capacity(config.urls.len());
+        for text in &config.urls {
+            let mut url = parse_url(text)?;
+            if !url.username().is_empty() {
+                let decode = |part: &str| url_decode(part);
+                userinfo = Some((decode(url.username()), decode(url.password().unwrap_or_default())));
+            }
+            // Neither fails on a URL that has a host.
+            let _ = url.set_username("");
+            let _ = url.set_password(None);
+            urls.push(Node { url, failed: Mutex::new(None) });
+        }
+        if urls.is_empty() {
+            return Err(SinkError::Configuration {
+                message: "elasticsearch.urls is empty".to_owned(),
+                hint: "Write at least one, such as http://localhost:9200.".to_owned(),
+            });
+        }
+        let credentials = if config.username.is_empty() {
+            userinfo
+        } else {
+            Some((config.username.clone(), config.password.0.clone()))
+        };
+        let authorization = credentials.and_then(|(user, password)| {
+            let text = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+            let mut value = HeaderValue::from_str(&format!("Basic {text}")).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        });
+        let secure = urls.iter().any(|node| node.url.scheme() == "https");
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls(secure)?)
+            .no_proxy()
+            .http1_only()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(REQUEST_TIMEOUT)
+            .tcp_nodelay(true)
+            .pool_max_idle_per_host(config.max_conns_per_host)
+            .pool_idle_timeout(config.max_idle_conn_duration)
+            .user_agent(concat!("pgtide/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| SinkError::Configuration {
+                message: format!("the HTTP client does not start: {}", innermost(&error)),
+                hint: "Check the keys of elasticsearch.".to_owned(),
+            })?;
+        Ok(Client { http, urls, next: AtomicUsize::new(0), authorization, gzip: config.compression_enabled })
+    }
+
+    /// The first URL, without user and password.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.urls.first().map(|node| shown(&node.url)).unwrap_or_default()
+    }
+
+    /// `compressionEnabled`.
+    #[must_use]
+    pub(super) fn gzip(&self) -> bool {
+        self.gzip
+    }
+
+    /// Sends one request and reads the answer, whatever its status. `path` is joined by slashes, each part escaped.
+    ///
+    /// # Errors
+    /// No complete answer: [`SinkError::Unreachable`] (no URL took the connection), [`SinkError::Timeout`],
+    /// [`SinkError::Broken`].
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        content: Content,
+    ) -> Result<Answer, SinkError> {
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        let in_turn = (0..self.urls.len()).map(|step| &self.urls[(first + step) % self.urls.len()]);
+        let (good, avoided): (Vec<_>, Vec<_>) = in_turn.partition(|node| !node.is_avoided());
+        let mut refusal = None;
+        for node in good.into_iter().chain(avoided) {
+            match self.send_to(node, method.clone(), path, query, content.clone()).await {
+                // Nothing was sent: another URL may take it.
+                Err(error @ SinkError::Unreachable { .. }) => {
+                    node.set_failed(Some(Instant::now()));
+                    refusal.get_or_insert(error);
+                }
+                other => {
+                    node.set_failed(None);
+                    return other;
+                }
+            }
+        }
+        Err(refusal.unwrap_or(SinkError::Stopped))
+    }
+
+    async fn send_to(
+        &self,
+        node: &Node,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        content: Content,
+    ) -> Result<Answer, SinkError> {
+        let mut url = node.url.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let mut request = self.http.request(method, url);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization.clone());
+        }
+        request = match content {
+            Content::Empty => request,
+            Content::Json(bytes) => request.header(CONTENT_TYPE, "application/json").body(bytes),
+            Content::Bulk(bytes) => request.header(CONTENT_TYPE, "application/x-ndjson").body(bytes),
+            Content::PackedBulk(bytes) => {
+                request.header(CONTENT_TYPE, "application/x-ndjson").header(CONTENT_ENCODING, "gzip").body(bytes)
+            }
+        };
+        let failed = |error: reqwest::Error| transport_error(&node.url, &error);
+        let mut response = request.send().await.map_err(failed)?;
+        let status = response.status().as_u16();
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let retry_after =
+            header(RETRY_AFTER.as_str()).and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+        let product = header("x-elastic-product");
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(failed)? {
+            if body.len() + chunk.len() > LONGEST_ANSWER {
+                return Err(SinkError::Malformed { url: shown(&node.url), reason: "it is too long".to_owned() });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Answer { status, retry_after, product, body: body.into(), url: shown(&node.url) })
+    }
+
+    /// Sends a bulk body ([`Content::Bulk`] or [`Content::PackedBulk`]).
+    ///
+    /// # Errors
+    /// As [`Client::send`]. Every status is an answer.
+    pub async fn bulk(&self, content: Content) -> Result<Answer, SinkError> {
+        self.send(Method::POST, &["_bulk"], &[("filter_path", BULK_FILTER)], content).await
+    }
+
+    /// Who answers there.
+    ///
+    /// # Errors
+    /// As [`Client::send`], and [`SinkError::Unauthorized`], [`SinkError::Forbidden`], [`SinkError::NotElasticsearch`],
+    /// [`SinkError::Refused`] (429 and 5xx).
+    pub async fn info(&self) -> Result<ServerInfo, SinkError> {
+        #[derive(Deserialize)]
+        struct Root {
+            version: Version,
+            #[serde(default)]
+            tagline: String,
+        }
+        #[derive(Deserialize)]
+        struct Version {
+            number: String,
+            distribution: Option<String>,
+        }
+        let answer = self.send(Method::GET, &[], &[], Content::Empty).await?;
+        let elastic = answer.product.as_deref() == Some("Elasticsearch");
+        match answer.status {
+            200 => {
+                let root = serde_json::from_slice::<Root>(&answer.body).ok();
+                let known = root.and_then(|root| match root.version.distribution {
+                    Some(distribution) => Some((distribution, root.version.number)),
+                    None if elastic || root.tagline == "You Know, for Search" => {
+                        Some(("elasticsearch".to_owned(), root.version.number))
+                    }
+                    None => None,
+                });
+                match known {
+                    Some((distribution, version)) => Ok(ServerInfo { distribution, version: Some(version) }),
+                    None => Err(SinkError::NotElasticsearch {
+                        url: answer.url,
+                        reason: "its root page does not name version and distribution".to_owned(),
+                    }),
+                }
+            }
+            401 | 403 | 429 | 500.. => Err(answer.into_error()),
+            // Some builds do not allow GET / and are Elasticsearch all the same.
+            _ if elastic => Ok(ServerInfo { distribution: "elasticsearch".to_owned(), version: None }),
+            status => Err(SinkError::NotElasticsearch { url: answer.url, reason: format!("GET / gives {status}") }),
+        }
+    }
+
+    /// Whether the index or alias exists.
+    ///
+    /// # Errors
+    /// As [`Client::send`], and any status but 200 and 404.
+    pub async fn index_exists(&self, index: &str) -> Result<bool, SinkError> {
+        let answer = self.send(Method::HEAD, &[index], &[], Content::Empty).await?;
+        match answer.status {
+            200 => Ok(true),
+            404 => Ok(false),
+            _ => Err(answer.into_error()),
+        }
+    }
+
+    /// Creates an index with these settings and mappings. One that exists already is left as it is.
+    ///
+    /// # Errors
+    /// As [`Client::send`], and any refusal but `resource_already_exists_exception`.
+    pub async fn create_index(&self, index: &str, settings: &Value) -> Result<(), SinkError> {
+        let answer = self.send(Method::PUT, &[index], &[], json(settings)).await?;
+        match answer.status {
+            200..=299 => Ok(()),
+            400 if response::error_of(&answer.body).is_some_and(|error| error.kind.contains("already_exists")) => {
+                Ok(())
+            }
+            _ => Err(answer.into_error()),
+        }
+    }
+
+    /// Removes an index. One that does not exist is no error.
+    ///
+    /// # Errors
+    /// As [`Client::send`], and any status but 2xx and 404.
+    pub async fn delete_index(&self, index: &str) -> Result<(), SinkError> {
+        let answer = self.send(Method::DELETE, &[index], &[], Content::Empty).await?;
+        match answer.status {
+            200..=299 | 404 => Ok(()),
+            _ => Err(answer.into_error()),
+        }
+    }
+
+    /// Documents of the index that a search sees (refresh first); none when there is no such index.
+    ///
+    /// # Errors
+    /// As [`Client::send`], and any status but 200 and 404.
+    pub async fn count(&self, index: &str) -> Result<Option<u64>, SinkError> {
+        #[derive(Deserialize)]
+        struct Count {
+            count: u64,
+        }
+        let answer = self.send(Method::GET, &[index, "_count"], &[], Content::Empty).await?;
+        match answer.status {
+            200 => Ok(Some(answer.json::<Count>()?.count)),
+            404 => Ok(None),
+            _ => Err(answer.into_error()),
+        }
+    }
+
+    /// Makes everything written so far visible to searches. False when there is no such index.
+    ///
+    /// # Errors
+    /// As [`Client::send`], and any status but 2xx and 404.
+    pub async fn refresh(&self, index: &str) -> Result<bool, SinkError> {
+        let answer = self.send(Method::POST, &[index, "_refresh"], &[], Content::Empty).await?;
+        match answer.status {
+            200..=299 => Ok(true),
+            404 => Ok(false),
+            _ => Err(answer.into_error()),
+        }
+    }
+}
+
+impl Answer {
+    /// The body as JSON of this shape.
+    ///
+    /// # Errors
+    /// [`SinkError::Malformed`]
+    pub fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T, SinkError> {
+        serde_json::from_slice(&self.body).map_err(|error| SinkError::Malformed {
+            url: self.url.clone(),
+            reason: format!("{:?} error", error.classify()),
+        })
+    }
+
+    /// The error that this answer is.
+    pub(super) fn into_error(self) -> SinkError {
+        let error = response::error_of(&self.body);
+        let reason = response::describe(self.status, error.as_ref());
+        let url = self.url;
+        match self.status {
+            401 => SinkError::Unauthorized { url, reason },
+            // A block of the index or the cluster has this status, too.
+            403 if error.is_none_or(|error| error.kind == "security_exception") => SinkError::Forbidden { url, reason },
+            status => SinkError::Refused { url, status, reason },
+        }
+    }
+}
+
+impl Node {
+    fn is_avoided(&self) -> bool {
+        let failed = *self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.is_some_and(|at| at.elapsed() < AVOIDED)
+    }
+
+    fn set_failed(&self, at: Option<Instant>) {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+}
+
+/// A request's body out of a JSON value.
+pub(super) fn json(value: &Value) -> Content {
+    Content::Json(value.to_string().into())
+}
+
+fn parse_url(text: &str) -> Result<Url, SinkError> {
+    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    url.ok_or_else(|| SinkError::Configuration {
+        // The text may hold a password.
+        message: "an entry of elasticsearch.urls is no URL".to_owned(),
+        hint: "Write scheme, host and port, such as http://localhost:9200.".to_owned(),
+    })
+}
+
+fn url_decode(part: &str) -> String {
+    // Form decoding takes `+` for a space, which userinfo does not mean.
+    let text = format!("v={}", part.replace('+', "%2B"));
+    url::form_urlencoded::parse(text.as_bytes()).next().map(|(_, value)| value.into_owned()).unwrap_or_default()
+}
+
+fn shown(url: &Url) -> String {
+    url.as_str().trim_end_matches('/').to_owned()
+}
+
+fn tls(secure: bool) -> Result<rustls::ClientConfig, SinkError> {
+    let failed = |error: rustls::Error| SinkError::Configuration {
+        message: format!("TLS does not start: {error}"),
+        hint: "This is a fault of pgtide. Use http:// URLs meanwhile if you can.".to_owned(),
+    };
+    let mut roots = rustls::RootCertStore::empty();
+    if secure {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    }
+    Ok(rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .map_err(failed)?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
+
+fn transport_error(url: &Url, error: &reqwest::Error) -> SinkError {
+    let url = shown(url);
+    if error.is_connect() {
+        let reason = if error.is_timeout() { "no connection within 5 s".to_owned() } else { innermost(error) };
+        SinkError::Unreachable { url, reason }
+    } else if error.is_timeout() {
+        SinkError::Timeout { url, seconds: REQUEST_TIMEOUT.as_secs() }
+    } else {
+        SinkError::Broken { url, reason: innermost(error) }
+    }
+}
+
+/// The cause at the end of the chain: the outer ones only say that something failed.
+fn innermost(error: &reqwest::Error) -> String {
+    let mut inner: &dyn std::error::Error = match error.source() {
+        Some(source) => source,
+        None => return "the request could not be sent".to_owned(),
+    };
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    response::printable(&inner.to_string())
+}

@@ -1,0 +1,396 @@
+//! Workers that copy chunks into Elasticsearch.
+//!
+//! A worker streams `COPY ... TO STDOUT` of one chunk after another under the exported snapshot, writes each row
+//! straight into a bulk body, and has one body under construction and one on its way. A chunk is completed only when
+//! the body that holds its last document, and by order every one before it, has been answered for.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Instant, SystemTime};
+
+use futures_util::StreamExt;
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use super::deletes::DeleteSet;
+use super::keeper;
+use super::ledger::{ChunkRow, Ledger};
+use crate::change::{ActionBody, Field, Handler, Operation, Row};
+use crate::config::Cdc;
+use crate::gate::{Gate, Pass};
+use crate::lsn::Lsn;
+use crate::mapping::{Handled, Shape, TableMapping, unwritable, write_row};
+use crate::postgres::connect::connect;
+use crate::problem::{Problem, ProblemKind};
+use crate::sink::{Body, Sink};
+use crate::status::{ChunkState, Event, EventKind, TableState};
+use crate::table::TableId;
+use crate::telemetry::{Counters, now};
+use crate::text::copy::Splitter;
+
+/// What the workers share.
+pub struct Copying {
+    /// How to reach PostgreSQL.
+    pub cdc: Cdc,
+    /// Where claims and completions are written.
+    pub ledger: Arc<Ledger>,
+    /// Where documents go.
+    pub sink: Sink,
+    /// Where progress is shown.
+    pub counters: Arc<Counters>,
+    /// The tables of the copy.
+    pub tables: HashMap<TableId, CopyTable>,
+    /// The exported snapshot.
+    pub snapshot: String,
+    /// The version of its documents.
+    pub version: u64,
+    /// Bodies are handed over at so many documents or bytes.
+    pub limits: (usize, usize),
+    /// Waits here while paused.
+    pub gate: Gate,
+    /// An embedder's code.
+    pub handler: Option<Arc<dyn Handler>>,
+    /// The delete set of a resnapshot.
+    pub deletes: Option<Arc<DeleteSet>>,
+    /// Ends the copy.
+    pub stop: CancellationToken,
+}
+
+/// One table of the copy.
+pub struct CopyTable {
+    /// Where it goes.
+    pub mapping: Arc<TableMapping>,
+    /// Its columns as they are in the snapshot.
+    pub shape: Arc<Shape>,
+    /// `"id", "name", ...`.
+    pub select_list: String,
+    /// Only rows that meet this SQL condition.
+    pub condition: Option<String>,
+}
+
+/// What the workers did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Items that a newer document was in the way of.
+    pub superseded: u64,
+    /// Items refused for good, now among the dead letters.
+    pub rejected: u64,
+}
+
+impl Copying {
+    /// Copies every claimable chunk with `workers` workers; ends when there is none left to claim, or with the first
+    /// worker's problem, when the chunks that others had in hand stay as they are in the ledger: in progress.
+    ///
+    /// # Errors
+    /// PostgreSQL fails or the copy is stopped. Elasticsearch's failures are waited out.
+    pub async fn run(self: Arc<Self>, workers: usize) -> Result<Copied, Problem> {
+        let stop = self.stop.child_token();
+        let _stop_all = stop.clone().drop_guard();
+        self.counters.workers.store(u32::try_from(workers).unwrap_or(u32::MAX), Relaxed);
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..workers {
+            let (copying, stop) = (Arc::clone(&self), stop.clone());
+            tasks.spawn(async move { Worker::new(copying, stop).run().await });
+        }
+        let (mut copied, mut problem) = (Copied::default(), None);
+        while let Some(ended) = tasks.join_next().await {
+            match ended.unwrap_or_else(|panic| {
+                Err(Problem::new(ProblemKind::Internal, format!("a copy worker died: {panic}"), "Report this."))
+            }) {
+                Ok(done) => {
+                    copied.superseded += done.superseded;
+                    copied.rejected += done.rejected;
+                }
+                Err(error) => {
+                    stop.cancel();
+                    // Those that stop because of the first say so in their own words; the first is the reason.
+                    problem.get_or_insert(error);
+                }
+            }
+        }
+        self.counters.active_workers.store(0, Relaxed);
+        problem.map_or(Ok(copied), Err)
+    }
+
+    fn held(&self) -> Vec<String> {
+        let held = |table: &&CopyTable| self.counters.tables[table.mapping.number].paused.load(Relaxed);
+        self.tables.values().filter(held).map(|table| table.mapping.table.to_string()).collect()
+    }
+}
+
+/// Part of a chunk that is in a body.
+struct Segment {
+    chunk: ChunkRow,
+    table: usize,
+    rows: u64,
+    /// The chunk ends in this body and held so many rows in all.
+    end: Option<(u64, Instant)>,
+}
+
+struct Worker {
+    copying: Arc<Copying>,
+    stop: CancellationToken,
+    body: Body,
+    segments: Vec<Segment>,
+    flying: Option<JoinHandle<Result<Copied, Problem>>>,
+    copied: Copied,
+    id: Vec<u8>,
+}
+
+impl Worker {
+    fn new(copying: Arc<Copying>, stop: CancellationToken) -> Self {
+        let body = Body::with_capacity(0);
+        Self { copying, stop, body, segments: Vec::new(), flying: None, copied: Copied::default(), id: Vec::new() }
+    }
+
+    async fn run(mut self) -> Result<Copied, Problem> {
+        let copying = Arc::clone(&self.copying);
+        let client = connect(&copying.cdc, "copy").await?;
+        keeper::import(&client, &copying.snapshot).await?;
+        let mut pass = copying.gate.enter();
+        let mut splitter = Splitter::default();
+        while !self.stop.is_cancelled() {
+            self.park(&mut pass).await?;
+            let claimed = copying.ledger.claim(1, &copying.held()).await?;
+            let Some(chunk) = claimed.into_iter().next() else {
+                if !copying.held().is_empty() {
+                    // The rest belongs to tables that the operator holds.
+                    self.settle().await?;
+                    self.wait_for_release(&mut pass).await;
+                    continue;
+                }
+                break;
+            };
+            self.copying.counters.active_workers.fetch_add(1, Relaxed);
+            let done = self.chunk(&client, chunk, &mut splitter, &mut pass).await;
+            self.copying.counters.active_workers.fetch_sub(1, Relaxed);
+            done?;
+        }
+        if self.stop.is_cancelled() {
+            return Err(stopped());
+        }
+        self.settle().await?;
+        // Ends the transaction, so that the server logs no broken connection.
+        client.batch_execute("COMMIT").await?;
+        Ok(self.copied)
+    }
+
+    /// Waits while the gate is closed, with nothing on its way.
+    async fn park(&mut self, pass: &mut Pass) -> Result<(), Problem> {
+        if !pass.is_closed() {
+            return Ok(());
+        }
+        self.settle().await?;
+        tokio::select! {
+            () = self.stop.cancelled() => Err(stopped()),
+            () = pass.wait() => Ok(()),
+        }
+    }
+
+    async fn wait_for_release(&self, pass: &mut Pass) {
+        let tick = tokio::time::sleep(std::time::Duration::from_millis(200));
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = pass.closing() => {}
+            () = tick => {}
+        }
+    }
+
+    async fn chunk(
+        &mut self,
+        client: &Client,
+        chunk: ChunkRow,
+        splitter: &mut Splitter,
+        pass: &mut Pass,
+    ) -> Result<(), Problem> {
+        let copying = Arc::clone(&self.copying);
+        let Some(table) = copying.tables.get(&chunk.table) else {
+            return Err(Problem::new(
+                ProblemKind::Setup,
+                format!("the ledger has chunks of {}, which is not in the configuration", chunk.table),
+                "Add the table again, or start with `cdc.snapshot.resnapshot: true`.",
+            ));
+        };
+        let number = table.mapping.number;
+        let counters = &copying.counters.tables[number];
+        counters.set_chunk(chunk.index, ChunkState::Claimed);
+        if counters.state() == TableState::Queued {
+            counters.set_state(TableState::Copying);
+        }
+        let began = Instant::now();
+        let mut condition = chunk.range.condition();
+        if let Some(filter) = &table.condition {
+            condition = format!("{condition} AND ({filter})");
+        }
+        let sql = format!(
+            "COPY (SELECT {} FROM ONLY {} WHERE {condition}) TO STDOUT",
+            table.select_list,
+            chunk.range.leaf.quoted()
+        );
+        let mut lines = pin!(client.copy_out(&sql).await?);
+        let (mut rows, mut reported) = (0, 0);
+        while let Some(line) = lines.next().await {
+            let line = line?;
+            self.row(table, splitter.split(&line).iter(), &line)?;
+            rows += 1;
+            if self.body.bytes() >= copying.limits.1 || self.body.len() >= copying.limits.0 {
+                self.segments.push(Segment { chunk: chunk.clone(), table: number, rows: rows - reported, end: None });
+                reported = rows;
+                self.hand_over().await?;
+                self.park(pass).await?;
+                if self.stop.is_cancelled() {
+                    return Err(stopped());
+                }
+            }
+        }
+        self.segments.push(Segment { chunk, table: number, rows: rows - reported, end: Some((rows, began)) });
+        if self.body.is_empty() || self.segments.len() >= 64 {
+            // Nothing of it is left to send, or many small chunks wait for one body to fill.
+            self.hand_over().await?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn row<'a>(
+        &mut self,
+        table: &CopyTable,
+        fields: impl ExactSizeIterator<Item = Field<'a>> + Clone,
+        line: &[u8],
+    ) -> Result<(), Problem> {
+        let copying = &self.copying;
+        if let Some(handler) = &copying.handler {
+            let fields: Vec<Field<'_>> = fields.collect();
+            if fields.len() != table.shape.columns().len() {
+                return Err(ragged(table, line.len()));
+            }
+            let row = Row { columns: table.shape.columns(), fields: &fields };
+            let handled = Handled {
+                handler,
+                mapping: &table.mapping,
+                version: copying.version,
+                commit_time: SystemTime::now(),
+                xid: 0,
+            };
+            for action in handled.actions(Operation::Snapshot, Some(row), None) {
+                let gone = |deletes: &Arc<DeleteSet>| deletes.contains(action.id.as_bytes(), copying.version);
+                if matches!(action.body, ActionBody::Index(_)) && copying.deletes.as_ref().is_some_and(gone) {
+                    continue;
+                }
+                self.body.action(&table.mapping.target, &action, copying.version).map_err(unwritable)?;
+            }
+            return Ok(());
+        }
+        if !table.shape.id(&mut self.id, fields.clone()) {
+            return Err(ragged(table, line.len()));
+        }
+        if copying.deletes.as_ref().is_some_and(|deletes| deletes.contains(&self.id, copying.version)) {
+            return Ok(());
+        }
+        write_row(&mut self.body, &table.mapping.target, &table.shape, &self.id, copying.version, fields)
+            .map_err(|_| ragged(table, line.len()))
+    }
+
+    /// Sends the body once the one before it has been answered for.
+    async fn hand_over(&mut self) -> Result<(), Problem> {
+        self.landed().await?;
+        let capacity = self.body.bytes();
+        let body = std::mem::replace(&mut self.body, Body::with_capacity(capacity));
+        let segments = std::mem::take(&mut self.segments);
+        let (copying, stop) = (Arc::clone(&self.copying), self.stop.clone());
+        self.flying = Some(tokio::spawn(async move { deliver(&copying, body, segments, &stop).await }));
+        Ok(())
+    }
+
+    /// Waits for the answer to the body that is on its way.
+    async fn landed(&mut self) -> Result<(), Problem> {
+        let Some(flying) = self.flying.take() else { return Ok(()) };
+        let copied = flying.await.map_err(|panic| {
+            Problem::new(ProblemKind::Internal, format!("a delivery died: {panic}"), "Report this.")
+        })??;
+        self.copied.superseded += copied.superseded;
+        self.copied.rejected += copied.rejected;
+        Ok(())
+    }
+
+    /// Sends what there is and waits until all of it is answered for.
+    async fn settle(&mut self) -> Result<(), Problem> {
+        if !self.body.is_empty() || !self.segments.is_empty() {
+            self.hand_over().await?;
+        }
+        self.landed().await
+    }
+}
+
+async fn deliver(
+    copying: &Copying,
+    body: Body,
+    segments: Vec<Segment>,
+    stop: &CancellationToken,
+) -> Result<Copied, Problem> {
+    let mut copied = Copied::default();
+    if !body.is_empty() {
+        let delivered = copying.sink.deliver(body, stop).await?;
+        copied = Copied { superseded: delivered.superseded, rejected: delivered.rejected };
+    }
+    if copied.superseded > 0 && copying.deletes.is_none() {
+        // Nothing streams yet, so nothing of this server's making can be newer than its present snapshot. What is
+        // would keep every change of its row out.
+        return Err(foreign(copying, &segments));
+    }
+    let ended: Vec<(i32, u64)> =
+        segments.iter().filter_map(|segment| segment.end.map(|(rows, _)| (segment.chunk.id, rows))).collect();
+    copying.ledger.complete(&ended).await?;
+    for segment in segments {
+        let table = &copying.counters.tables[segment.table];
+        table.rows_done.fetch_add(segment.rows, Relaxed);
+        table.snapshot_rows.fetch_add(segment.rows, Relaxed);
+        if let Some((rows, began)) = segment.end {
+            table.set_chunk(segment.chunk.index, ChunkState::Done);
+            let event = Event {
+                at: now(),
+                kind: EventKind::Snapshot,
+                table: u32::try_from(segment.table).unwrap_or(u32::MAX),
+                key: format!("{}/{}", segment.chunk.index + 1, table.chunk_count()),
+                latency: Some(began.elapsed().as_secs_f64()),
+                rows: Some(rows),
+                ..Event::default()
+            };
+            copying.counters.event(event, 1);
+        }
+    }
+    Ok(copied)
+}
+
+fn foreign(copying: &Copying, segments: &[Segment]) -> Problem {
+    let tables: Vec<_> = segments.iter().map(|segment| &copying.counters.tables[segment.table]).collect();
+    let index = tables.first().map_or("", |table| table.index.as_str());
+    Problem::new(
+        ProblemKind::Gap,
+        format!(
+            "index {index} holds documents of a later version than this PostgreSQL has reached ({})",
+            Lsn(copying.version)
+        ),
+        "They were written from another server, or before this one was restored from a backup, and would keep newer rows \
+         out. Delete that index or name another in `elasticsearch.tableIndexMapping`, then start again.",
+    )
+}
+
+pub(super) fn stopped() -> Problem {
+    Problem::new(ProblemKind::Internal, "the copy was stopped", "It goes on at the next start.").transient()
+}
+
+fn ragged(table: &CopyTable, bytes: usize) -> Problem {
+    Problem::new(
+        ProblemKind::Internal,
+        format!(
+            "a copied line of {bytes} bytes does not fit the {} columns of {}",
+            table.shape.columns().len(),
+            table.mapping.table
+        ),
+        "Report this. Nothing of that chunk counts as copied.",
+    )
+}

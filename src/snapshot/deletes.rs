@@ -1,0 +1,144 @@
+//! The delete set of a resnapshot: what the stream deleted while the table was copied again.
+//!
+//! Elasticsearch forgets deleted documents' versions after a while (`index.gc_deletes`, or with a restart of the
+//! node), so that a copied row that arrives after its delete would bring the document back. Two things prevent it:
+//! a row whose key is in the set is left out when its bulk is built, and at the end of the copy every delete of the
+//! set is sent once more at its own version, for those whose row was on its way at the time. A document that was
+//! written again since then has a higher version and stays.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Notify;
+
+use crate::telemetry::lock;
+
+/// Bytes of ids that the set may hold. Beyond it the resnapshot is given up rather than the memory.
+const LIMIT: usize = 256 << 20;
+
+/// Ids that were deleted, and the version at which.
+#[derive(Debug, Default)]
+pub struct DeleteSet {
+    ids: Mutex<(HashMap<Box<[u8]>, u64, foldhash::fast::RandomState>, usize)>,
+    overflowed: AtomicBool,
+}
+
+impl DeleteSet {
+    /// Remembers that `id` was deleted at `version`.
+    pub fn insert(&self, id: &[u8], version: u64) {
+        let mut ids = lock(&self.ids);
+        if ids.1 > LIMIT {
+            self.overflowed.store(true, Ordering::Relaxed);
+            return;
+        }
+        if ids.0.insert(id.into(), version).is_none() {
+            ids.1 += id.len() + 64;
+        }
+    }
+
+    /// `id` was deleted at `version` or later.
+    #[must_use]
+    pub fn contains(&self, id: &[u8], version: u64) -> bool {
+        lock(&self.ids).0.get(id).is_some_and(|&deleted| deleted >= version)
+    }
+
+    /// More was deleted than the set holds: it can no longer be relied on.
+    #[must_use]
+    pub fn overflowed(&self) -> bool {
+        self.overflowed.load(Ordering::Relaxed)
+    }
+
+    /// Everything deleted at `version` or later.
+    #[must_use]
+    pub fn since(&self, version: u64) -> Vec<(Box<[u8]>, u64)> {
+        lock(&self.ids).0.iter().filter(|&(_, &at)| at >= version).map(|(id, &at)| (id.clone(), at)).collect()
+    }
+}
+
+/// The resnapshots that run or are wanted, by the table's number: where the stream and the copies meet.
+#[derive(Debug, Default)]
+pub struct Resnapshots {
+    tables: Vec<Slot>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    running: AtomicBool,
+    wanted: AtomicBool,
+    set: Mutex<Option<Arc<DeleteSet>>>,
+}
+
+impl Resnapshots {
+    /// For so many tables; none runs.
+    #[must_use]
+    pub fn new(tables: usize) -> Self {
+        Self { tables: (0..tables).map(|_| Slot::default()).collect(), changed: Notify::new() }
+    }
+
+    /// Begins to record the deletes of a table. Before the snapshot is asked for: the stream may pass its position
+    /// while the slot is still being created.
+    pub fn begin(&self, table: usize) -> Arc<DeleteSet> {
+        let set = Arc::new(DeleteSet::default());
+        if let Some(slot) = self.tables.get(table) {
+            *lock(&slot.set) = Some(Arc::clone(&set));
+            slot.running.store(true, Ordering::SeqCst);
+        }
+        set
+    }
+
+    /// Ends the recording.
+    pub fn end(&self, table: usize) {
+        if let Some(slot) = self.tables.get(table) {
+            slot.running.store(false, Ordering::SeqCst);
+            *lock(&slot.set) = None;
+        }
+    }
+
+    /// The stream deletes the document `id` of a table at `version`.
+    #[inline]
+    pub fn deleted(&self, table: usize, id: &[u8], version: u64) {
+        let Some(slot) = self.tables.get(table) else { return };
+        if slot.running.load(Ordering::SeqCst)
+            && let Some(set) = lock(&slot.set).as_ref()
+        {
+            set.insert(id, version);
+        }
+    }
+
+    /// Asks for a resnapshot of a table.
+    pub fn want(&self, table: usize) {
+        if let Some(slot) = self.tables.get(table) {
+            slot.wanted.store(true, Ordering::SeqCst);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Takes the wish of one table back; true if there was one.
+    pub fn take_wish(&self, table: usize) -> bool {
+        self.tables.get(table).is_some_and(|slot| slot.wanted.swap(false, Ordering::SeqCst))
+    }
+
+    /// Ends when a resnapshot was asked for since it last ended. Cancel-safe.
+    pub async fn wished(&self) {
+        self.changed.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deletes_before_the_snapshot_do_not_count() {
+        let set = DeleteSet::default();
+        set.insert(b"1", 80);
+        set.insert(b"2", 120);
+        assert!(!set.contains(b"1", 100), "its row is not in the snapshot, or was inserted again");
+        assert!(set.contains(b"2", 100) && !set.contains(b"3", 100));
+        assert_eq!(set.since(100), vec![(b"2".to_vec().into_boxed_slice(), 120)]);
+        set.insert(b"2", 130);
+        assert_eq!(set.since(100).len(), 1);
+    }
+}

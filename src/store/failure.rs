@@ -1,0 +1,58 @@
+//! Errors in the shape in which Elasticsearch answers them.
+
+use serde_json::{Value, json};
+
+/// An error of the whole request or of one item.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Failure {
+    /// The HTTP status.
+    pub(super) status: u16,
+    /// `error.type`.
+    pub(super) kind: String,
+    /// `error.reason`.
+    pub(super) reason: String,
+    /// The index it is about.
+    pub(super) index: Option<String>,
+}
+
+impl Failure {
+    pub(super) fn new(status: u16, kind: &str, reason: impl Into<String>) -> Self {
+        Self { status, kind: kind.into(), reason: reason.into(), index: None }
+    }
+
+    pub(super) fn about(mut self, index: &str) -> Self {
+        self.index = Some(index.to_owned());
+        self
+    }
+
+    /// 400 `illegal_argument_exception`.
+    pub(super) fn argument(reason: impl Into<String>) -> Self {
+        Self::new(400, "illegal_argument_exception", reason)
+    }
+
+    /// 400 `parsing_exception`.
+    pub(super) fn parsing(reason: impl Into<String>) -> Self {
+        Self::new(400, "parsing_exception", reason)
+    }
+
+    /// 400 `action_request_validation_exception` with one finding.
+    pub(super) fn validation(finding: &str) -> Self {
+        Self::new(400, "action_request_validation_exception", format!("Validation Failed: 1: {finding};"))
+    }
+
+    /// 404 `index_not_found_exception`.
+    pub(super) fn no_index(name: &str) -> Self {
+        Self::new(404, "index_not_found_exception", format!("no such index [{name}]")).about(name)
+    }
+
+    /// The body of the answer when the whole request failed.
+    pub(super) fn body(&self) -> Value {
+        let mut cause = json!({ "type": self.kind, "reason": self.reason });
+        if let Some(index) = &self.index {
+            cause["index"] = json!(index);
+        }
+        let mut error = cause.clone();
+        error["root_cause"] = json!([cause]);
+        json!({ "error": error, "status": self.status })
+    }
+}

@@ -1,0 +1,441 @@
+//! Changes to operations on documents, in the order of commits.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use super::fill::current_row;
+use super::relations::{Relation, Relations};
+use super::tracker::Tracker;
+use crate::change::{Action, ActionBody, Field, Handler, Operation, Row};
+use crate::lsn::Lsn;
+use crate::mapping::{Handled, TableMapping, unwritable, write_row};
+use crate::postgres::pgoutput::{Message, Oids, Old, Tuple, decode, system_time};
+use crate::problem::{Problem, ProblemKind};
+use crate::sink::{Lanes, Sink};
+use crate::snapshot::Resnapshots;
+use crate::status::{Event, EventKind, Level, Micros};
+use crate::telemetry::{Counters, now};
+use crate::text::copy::Splitter;
+
+/// Events that are shown of one read of the socket; more of them stand behind these.
+const SHOWN_PER_READ: u32 = 8;
+/// Events that wait for their answer; beyond it the newest stand behind the ones that wait.
+const STAGED: usize = 1_000;
+
+/// The transaction that is arriving.
+#[derive(Clone, Copy, Debug, Default)]
+struct Transaction {
+    commit: Lsn,
+    committed_at: Micros,
+    xid: u32,
+    mapped: bool,
+}
+
+/// Applies what the stream says.
+pub(super) struct Applier {
+    pub(super) lanes: Lanes,
+    pub(super) tracker: Tracker,
+    pub(super) relations: Relations,
+    pub(super) client: Client,
+    pub(super) sink: Sink,
+    pub(super) counters: Arc<Counters>,
+    pub(super) handler: Option<Arc<dyn Handler>>,
+    pub(super) resnapshots: Arc<Resnapshots>,
+    pub(super) stop: CancellationToken,
+    transaction: Transaction,
+    id: Vec<u8>,
+    old_id: Vec<u8>,
+    staged: VecDeque<(Lsn, Event, u64)>,
+    shown: u32,
+    hidden: u64,
+}
+
+/// What a change leaves to be waited for.
+enum Left {
+    Nothing,
+    /// Columns that PostgreSQL did not send have to be read.
+    Fill,
+}
+
+impl Applier {
+    #[allow(clippy::too_many_arguments, reason = "built in one place")]
+    pub(super) fn new(
+        lanes: Lanes,
+        relations: Relations,
+        client: Client,
+        sink: Sink,
+        counters: Arc<Counters>,
+        handler: Option<Arc<dyn Handler>>,
+        resnapshots: Arc<Resnapshots>,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            lanes,
+            tracker: Tracker::default(),
+            relations,
+            client,
+            sink,
+            counters,
+            handler,
+            resnapshots,
+            stop,
+            transaction: Transaction::default(),
+            id: Vec::new(),
+            old_id: Vec::new(),
+            staged: VecDeque::new(),
+            shown: 0,
+            hidden: 0,
+        }
+    }
+
+    /// A new read of the socket begins: a few more events may be shown.
+    pub(super) fn new_read(&mut self) {
+        self.shown = 0;
+    }
+
+    /// Applies one message. Waits where a body is full and its lane busy, and for what the message needs to have read.
+    ///
+    /// # Errors
+    /// The message cannot be decoded, PostgreSQL fails on a question, or the sink was stopped.
+    #[inline]
+    pub(super) async fn apply(&mut self, data: &[u8]) -> Result<(), Problem> {
+        let message = decode(data).map_err(|error| {
+            Problem::new(
+                ProblemKind::Internal,
+                format!("PostgreSQL sent what pgtide cannot read: {error}"),
+                "Report this.",
+            )
+        })?;
+        match message {
+            Message::Insert { oid, new } => {
+                self.insert(oid, new)?;
+            }
+            Message::Update { oid, old, new } => {
+                if let Left::Fill = self.update(oid, old, new, None)? {
+                    self.fill(oid, old, new).await?;
+                }
+            }
+            Message::Delete { oid, old, .. } => self.delete(oid, old)?,
+            Message::Begin { final_lsn, commit_time, xid } => {
+                self.transaction = Transaction { commit: final_lsn, committed_at: commit_time, xid, mapped: false };
+                self.tracker.begin(final_lsn);
+            }
+            Message::Commit { end_lsn, commit_time, .. } => {
+                let received = now();
+                self.tracker.commit(end_lsn, commit_time, received);
+                self.counters.transactions.fetch_add(1, Relaxed);
+                self.counters.received_lsn.fetch_max(end_lsn.0, Relaxed);
+                self.counters.cdc_latency.store((received - commit_time).max(0), Relaxed);
+            }
+            Message::Relation(relation) => self.relations.announce(&self.client, &relation).await?,
+            Message::Truncate { oids, .. } => self.truncate(oids).await?,
+            // Not asked for, or of no consequence: origins, types, logical messages (a heartbeat's among them).
+            Message::Type { .. } | Message::Origin { .. } | Message::Logical { .. } => {}
+        }
+        if self.lanes.needs_flush() {
+            self.lanes.flush_full().await?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn insert(&mut self, oid: u32, new: Tuple<'_>) -> Result<(), Problem> {
+        let Some((relation, mapping)) = mapped(&self.relations, oid)? else { return Ok(()) };
+        self.counters.tables[mapping.number].inserts.fetch_add(1, Relaxed);
+        let transaction = self.transaction;
+        if let Some(handler) = self.handler.clone() {
+            let fields: Vec<Field<'_>> = new.iter().collect();
+            let actions =
+                handled(&handler, mapping, transaction).actions(Operation::Insert, Some(row(relation, &fields)), None);
+            let mapping = Arc::clone(mapping);
+            return self.act(&mapping, &actions, EventKind::Insert);
+        }
+        if !relation.shape.id(&mut self.id, new.iter()) {
+            return Err(misfit(relation));
+        }
+        let body = self.lanes.body_for(&mapping.target, &self.id, transaction.commit);
+        write_row(body, &mapping.target, &relation.shape, &self.id, transaction.commit.0, new.iter())
+            .map_err(|_| misfit(relation))?;
+        let number = mapping.number;
+        self.show(EventKind::Insert, number);
+        Ok(())
+    }
+
+    /// `filled`: the whole row in place of `new`, from elsewhere.
+    fn update(
+        &mut self,
+        oid: u32,
+        old: Option<(Old, Tuple<'_>)>,
+        new: Tuple<'_>,
+        filled: Option<&[Field<'_>]>,
+    ) -> Result<Left, Problem> {
+        let Some((relation, mapping)) = mapped(&self.relations, oid)? else { return Ok(Left::Nothing) };
+        let mut merged: Vec<Field<'_>> = Vec::new();
+        if let Some(filled) = filled {
+            merged.extend_from_slice(filled);
+        } else if new.has_unchanged() {
+            // Under REPLICA IDENTITY FULL the old row has what the new one leaves out.
+            let old_fields = match old {
+                Some((Old::Full, old)) => Some(old.iter()),
+                _ => None,
+            };
+            match old_fields {
+                Some(old) => {
+                    merged.extend(new.iter().zip(old).map(|(new, old)| if new == Field::Unchanged { old } else { new }))
+                }
+                None => return Ok(Left::Fill),
+            }
+            if merged.contains(&Field::Unchanged) {
+                return Ok(Left::Fill);
+            }
+        }
+        let transaction = self.transaction;
+        if self.handler.is_some() || !merged.is_empty() {
+            if merged.is_empty() {
+                merged.extend(new.iter());
+            }
+        } else {
+            // The usual way: straight from the message into the body.
+            if !relation.shape.id(&mut self.id, new.iter()) {
+                return Err(misfit(relation));
+            }
+            let moved = match old {
+                Some((_, old)) => relation.shape.id(&mut self.old_id, old.iter()) && self.old_id != self.id,
+                None => false,
+            };
+            if moved {
+                remove(&mut self.lanes, &self.resnapshots, mapping, &self.old_id, transaction.commit);
+            }
+            let body = self.lanes.body_for(&mapping.target, &self.id, transaction.commit);
+            write_row(body, &mapping.target, &relation.shape, &self.id, transaction.commit.0, new.iter())
+                .map_err(|_| misfit(relation))?;
+            let number = mapping.number;
+            self.counters.tables[number].updates.fetch_add(1, Relaxed);
+            self.show(EventKind::Update, number);
+            return Ok(Left::Nothing);
+        }
+        self.counters.tables[mapping.number].updates.fetch_add(1, Relaxed);
+        if let Some(handler) = self.handler.clone() {
+            let old: Option<Vec<Field<'_>>> = old.map(|(_, old)| old.iter().collect());
+            let old_row = old.as_deref().map(|fields| row(relation, fields));
+            let actions = handled(&handler, mapping, transaction).actions(
+                Operation::Update,
+                Some(row(relation, &merged)),
+                old_row,
+            );
+            let mapping = Arc::clone(mapping);
+            self.act(&mapping, &actions, EventKind::Update)?;
+            return Ok(Left::Nothing);
+        }
+        if !relation.shape.id(&mut self.id, merged.iter().copied()) {
+            return Err(misfit(relation));
+        }
+        if let Some((_, old)) = old
+            && relation.shape.id(&mut self.old_id, old.iter())
+            && self.old_id != self.id
+        {
+            remove(&mut self.lanes, &self.resnapshots, mapping, &self.old_id, transaction.commit);
+        }
+        let body = self.lanes.body_for(&mapping.target, &self.id, transaction.commit);
+        write_row(body, &mapping.target, &relation.shape, &self.id, transaction.commit.0, merged.iter().copied())
+            .map_err(|_| misfit(relation))?;
+        let number = mapping.number;
+        self.show(EventKind::Update, number);
+        Ok(Left::Nothing)
+    }
+
+    /// Reads the row that an update left holes in, as it is now, and writes that under the update's version: a newer
+    /// content than the update's own is right, as every later change has a higher version. A row that is gone by now
+    /// is left alone: its delete, or the update that moved its key, is still to come.
+    async fn fill(&mut self, oid: u32, old: Option<(Old, Tuple<'_>)>, new: Tuple<'_>) -> Result<(), Problem> {
+        let Some((relation, _)) = mapped(&self.relations, oid)? else { return Ok(()) };
+        match current_row(&self.client, &relation.table, &relation.shape, new).await? {
+            Some(line) => {
+                let mut splitter = Splitter::default();
+                let fields: Vec<Field<'_>> = splitter.split(&line).iter().collect();
+                self.update(oid, old, new, Some(&fields))?;
+            }
+            None => {
+                let Some((relation, mapping)) = mapped(&self.relations, oid)? else { return Ok(()) };
+                self.counters.tables[mapping.number].updates.fetch_add(1, Relaxed);
+                if self.handler.is_none()
+                    && let Some((_, old)) = old
+                    && relation.shape.id(&mut self.old_id, old.iter())
+                    && relation.shape.id(&mut self.id, new.iter())
+                    && self.old_id != self.id
+                {
+                    remove(&mut self.lanes, &self.resnapshots, mapping, &self.old_id, self.transaction.commit);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn delete(&mut self, oid: u32, old: Tuple<'_>) -> Result<(), Problem> {
+        let Some((relation, mapping)) = mapped(&self.relations, oid)? else { return Ok(()) };
+        self.counters.tables[mapping.number].deletes.fetch_add(1, Relaxed);
+        let transaction = self.transaction;
+        if let Some(handler) = self.handler.clone() {
+            let fields: Vec<Field<'_>> = old.iter().collect();
+            let actions =
+                handled(&handler, mapping, transaction).actions(Operation::Delete, None, Some(row(relation, &fields)));
+            let mapping = Arc::clone(mapping);
+            return self.act(&mapping, &actions, EventKind::Delete);
+        }
+        if !relation.shape.id(&mut self.id, old.iter()) {
+            return Err(misfit(relation));
+        }
+        remove(&mut self.lanes, &self.resnapshots, mapping, &self.id, transaction.commit);
+        let number = mapping.number;
+        self.show(EventKind::Delete, number);
+        Ok(())
+    }
+
+    /// Empties the indices of truncated tables up to this commit, its own transaction's earlier changes included.
+    async fn truncate(&mut self, oids: Oids<'_>) -> Result<(), Problem> {
+        let commit = self.transaction.commit;
+        for oid in oids.iter() {
+            let Some((relation, mapping)) = mapped(&self.relations, oid)? else { continue };
+            let (mapping, whole) = (Arc::clone(mapping), relation.table == mapping.table);
+            self.counters.tables[mapping.number].truncates.fetch_add(1, Relaxed);
+            if let Some(handler) = self.handler.clone() {
+                let actions = handled(&handler, &mapping, self.transaction).actions(Operation::Truncate, None, None);
+                self.act(&mapping, &actions, EventKind::Truncate)?;
+                continue;
+            }
+            if !whole || !mapping.exclusive {
+                // Which documents came from that partition, the index does not tell.
+                self.counters.notice(
+                    Level::Warn,
+                    format!(
+                        "{}: a partition was truncated; the table is copied again to remove its documents",
+                        mapping.table
+                    ),
+                );
+                self.resnapshots.want(mapping.number);
+                continue;
+            }
+            // Nothing older may still be on its way, and nothing younger has been sent.
+            self.lanes.drain().await?;
+            let removed =
+                self.sink.sweep(&mapping.index, commit.0.saturating_add(1), commit.0, |_| false, &self.stop).await?;
+            self.counters.notice(Level::Info, format!("{}: truncated, {removed} documents removed", mapping.table));
+            self.show(EventKind::Truncate, mapping.number);
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, mapping: &TableMapping, actions: &[Action], kind: EventKind) -> Result<(), Problem> {
+        for action in actions {
+            let commit = self.transaction.commit;
+            if matches!(action.body, ActionBody::Delete) {
+                self.resnapshots.deleted(mapping.number, action.id.as_bytes(), commit.0);
+            }
+            let body = self.lanes.body_for_action(&mapping.target, action, commit);
+            body.action(&mapping.target, action, commit.0).map_err(unwritable)?;
+            self.id.clear();
+            self.id.extend_from_slice(action.id.as_bytes());
+        }
+        self.show(kind, mapping.number);
+        Ok(())
+    }
+
+    /// Shows the change whose id is in `self.id`, once it has been answered for, or counts it among those not shown.
+    #[inline]
+    fn show(&mut self, kind: EventKind, table: usize) {
+        self.transaction.mapped = true;
+        self.counters.changes.fetch_add(1, Relaxed);
+        if self.shown >= SHOWN_PER_READ || self.staged.len() >= STAGED {
+            self.hidden += 1;
+            return;
+        }
+        self.shown += 1;
+        let cut = self.id.len().min(40);
+        let event = Event {
+            kind,
+            table: u32::try_from(table).unwrap_or(u32::MAX),
+            key: if kind == EventKind::Truncate {
+                String::new()
+            } else {
+                String::from_utf8_lossy(&self.id[..cut]).into_owned()
+            },
+            xid: Some(self.transaction.xid),
+            lsn: Some(self.transaction.commit),
+            // Becomes the time from commit to answer.
+            at: self.transaction.committed_at,
+            ..Event::default()
+        };
+        self.staged.push_back((self.transaction.commit, event, 1 + std::mem::take(&mut self.hidden)));
+    }
+
+    /// What may be confirmed now. Publishes the events that have been answered for.
+    pub(super) fn confirm(&mut self) -> Lsn {
+        let oldest = self.lanes.oldest_unanswered();
+        let moment = now();
+        while let Some((_, mut event, of)) =
+            self.staged.pop_front_if(|(commit, ..)| oldest.is_none_or(|oldest| *commit < oldest))
+        {
+            #[allow(clippy::cast_precision_loss, reason = "seconds for a screen")]
+            let latency = (moment - event.at).max(0) as f64 / 1e6;
+            event.latency = Some(latency);
+            event.at = moment;
+            self.counters.event(event, of);
+        }
+        let confirmed = self.tracker.confirm(oldest, moment);
+        self.counters.confirmed_lsn.fetch_max(confirmed.0, Relaxed);
+        self.counters.oldest_commit.store(self.tracker.oldest_commit().unwrap_or(0), Relaxed);
+        if let Some(latency) = self.tracker.process_latency() {
+            self.counters.process_latency.store(latency.max(0), Relaxed);
+        }
+        confirmed
+    }
+}
+
+/// The relation and its mapping; `None` for a table that is published but not mapped.
+#[inline]
+fn mapped(relations: &Relations, oid: u32) -> Result<Option<(&Relation, &Arc<TableMapping>)>, Problem> {
+    let Some(relation) = relations.get(oid) else {
+        return Err(Problem::new(
+            ProblemKind::Internal,
+            format!("PostgreSQL sent a change of relation {oid} without announcing it"),
+            "Report this.",
+        ));
+    };
+    Ok(relation.mapping.as_ref().map(|mapping| (relation, mapping)))
+}
+
+fn remove(lanes: &mut Lanes, resnapshots: &Resnapshots, mapping: &TableMapping, id: &[u8], commit: Lsn) {
+    // First the set, then the lane: a copy that builds its bulk in between leaves the row out.
+    resnapshots.deleted(mapping.number, id, commit.0);
+    lanes.body_for(&mapping.target, id, commit).delete(&mapping.target, id, commit.0);
+}
+
+fn row<'a>(relation: &'a Relation, fields: &'a [Field<'a>]) -> Row<'a> {
+    Row { columns: relation.shape.columns(), fields }
+}
+
+fn handled<'a>(handler: &'a Arc<dyn Handler>, mapping: &'a TableMapping, transaction: Transaction) -> Handled<'a> {
+    Handled {
+        handler,
+        mapping,
+        version: transaction.commit.0,
+        commit_time: system_time(transaction.committed_at),
+        xid: transaction.xid,
+    }
+}
+
+fn misfit(relation: &Relation) -> Problem {
+    Problem::new(
+        ProblemKind::Setup,
+        format!(
+            "a change of {} came without the values of its key, or with another number of columns than announced",
+            relation.table
+        ),
+        "Check its REPLICA IDENTITY and the publication's list of columns: the key has to be published.",
+    )
+}
