@@ -7,8 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use postgres_protocol::message::backend::Message;
 use tokio::io::{AsyncRead, ReadBuf, ReadHalf};
 use tokio::time::Instant;
 
@@ -93,21 +91,14 @@ impl Pace {
 }
 
 impl Reader {
-    pub(super) fn new(
-        read: ReadHalf<Box<dyn Stream>>,
-        only_try: Arc<AtomicBool>,
-        link: Arc<Link>,
-        received: &[u8],
-    ) -> Self {
-        let mut buffer = vec![0; BUFFER.max(received.len())];
-        buffer[..received.len()].copy_from_slice(received);
+    pub(super) fn new(read: ReadHalf<Box<dyn Stream>>, only_try: Arc<AtomicBool>, link: Arc<Link>) -> Self {
         Self {
             read: Some(read),
             only_try,
             link,
-            buffer,
+            buffer: vec![0; BUFFER],
             start: 0,
-            end: received.len(),
+            end: 0,
             received: Lsn::ZERO,
             pace: Pace::default(),
         }
@@ -184,10 +175,7 @@ impl Reader {
     #[cold]
     fn other(&self, tag: u8, from: usize, to: usize) -> Result<(), PostgresError> {
         match tag {
-            b'E' => match Message::parse(&mut BytesMut::from(&self.buffer[from - 5..to])).map_err(protocol)? {
-                Some(Message::ErrorResponse(body)) => Err(server_error(&body)?),
-                _ => Err(PostgresError::Protocol("an error that cannot be read".to_owned())),
-            },
+            b'E' => Err(PostgresError::Server(server_error(&self.buffer[from..to]).of_a_stream())),
             // CopyDone, or the end of the command.
             b'c' | b'C' | b'Z' => Err(PostgresError::Closed("the server ended the stream".to_owned())),
             // Notices, settings, notifications.
@@ -225,7 +213,7 @@ impl Reader {
                 match Pin::new(&mut *read).poll_read(context, &mut unfilled) {
                     Poll::Pending if *end == before => return Poll::Pending,
                     Poll::Pending => break,
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(closed(error))),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(closed(&error))),
                     Poll::Ready(Ok(())) => {}
                 }
                 let bytes = unfilled.filled().len();

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bytes::BytesMut;
-use postgres_protocol::message::frontend;
+use pgwire_replication::protocol::framing::write_ssl_request;
 use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
 use tokio_rustls::TlsConnector;
 
@@ -21,6 +20,7 @@ use super::super::connect::{
     KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_RETRIES, UNACKNOWLEDGED, address, is_socket, tls_config,
 };
 use super::super::error::{PostgresError, chain};
+use super::wire;
 
 /// How much the kernel may keep for us; it may grant less. Room for what arrives while the reader lets it gather.
 const RECEIVE_BUFFER: u32 = 4 << 20;
@@ -56,9 +56,7 @@ async fn open_stream(
     if ssl_mode == SslMode::Disable {
         return Ok(Box::new(stream));
     }
-    let mut request = BytesMut::new();
-    frontend::ssl_request(&mut request);
-    stream.write_all(&request).await.map_err(refused)?;
+    write_ssl_request(&mut stream).await.map_err(wire)?;
     // Exactly one byte: whatever else came before the handshake would not be the server's.
     if stream.read_u8().await.map_err(refused)? != b'S' {
         if ssl_mode == SslMode::Prefer {
