@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::net::TcpListener;
-use std::os::unix::fs::chown;
-use std::process::{Child, Command, Stdio};
+mod support;
+
 use std::time::{Duration, Instant};
 
 use pgtide::change::Field;
-use pgtide::config::{Cdc, SslMode};
+use pgtide::config::{Cdc, Secret};
+use pgtide::demo::Server;
 use pgtide::lsn::Lsn;
 use pgtide::postgres::connect::connect;
 use pgtide::postgres::pgoutput::{Message, decode};
@@ -16,79 +16,13 @@ use pgtide::postgres::replication::{Frame, Reader, Session};
 use pgtide::problem::ProblemKind;
 use tokio_postgres::Client;
 
-struct Server {
-    process: Child,
-    cdc: Cdc,
-    _folder: tempfile::TempDir,
-}
+use support::{own_server_with, wait_until};
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // SIGQUIT: PostgreSQL takes its children with it.
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.process.id()).unwrap());
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT);
-        let _ = self.process.wait();
-    }
-}
-
-/// `program` of PostgreSQL as the user `postgres`, for it refuses to be root.
-fn postgres(program: &str) -> Command {
-    use std::os::unix::process::CommandExt;
-    let newest = std::fs::read_dir("/usr/lib/postgresql").unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
-    let mut command = Command::new(newest.join("bin").join(program));
-    if nix::unistd::Uid::effective().is_root() {
-        let user = nix::unistd::User::from_name("postgres").unwrap().unwrap();
-        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
-    }
-    command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null());
-    command
-}
-
-async fn server(settings: &[&str]) -> (Server, Client) {
-    let folder = tempfile::tempdir().unwrap();
-    if nix::unistd::Uid::effective().is_root() {
-        let user = nix::unistd::User::from_name("postgres").unwrap().unwrap();
-        chown(folder.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
-    }
-    let data = folder.path().join("data");
-    let made =
-        postgres("initdb").args(["-U", "postgres", "-A", "trust", "--no-sync", "-D"]).arg(&data).status().unwrap();
-    assert!(made.success(), "initdb failed");
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut command = postgres("postgres");
-    command.arg("-D").arg(&data).args([
-        "-c",
-        "listen_addresses=127.0.0.1",
-        "-c",
-        "wal_level=logical",
-        "-c",
-        "fsync=off",
-    ]);
-    command.arg("-c").arg(format!("unix_socket_directories={}", folder.path().display()));
-    command.arg("-c").arg(format!("port={port}"));
-    for setting in settings {
-        command.arg("-c").arg(setting);
-    }
-    let cdc = Cdc {
-        host: "127.0.0.1".into(),
-        port,
-        username: "postgres".into(),
-        database: "postgres".into(),
-        ssl_mode: SslMode::Prefer,
-        ..Cdc::default()
-    };
-    let server = Server { process: command.spawn().unwrap(), cdc, _folder: folder };
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        match connect(&server.cdc, "test").await {
-            Ok(client) => return (server, client),
-            Err(error) => {
-                assert!(error.problem().transient, "{error}");
-                assert!(Instant::now() < deadline, "{error}");
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
-    }
+async fn server(settings: &[(&str, &str)]) -> (Server, Cdc, Client) {
+    let server = own_server_with(settings).await;
+    let cdc = server.config("postgres");
+    let client = connect(&cdc, "test").await.unwrap();
+    (server, cdc, client)
 }
 
 /// Reads until `stop` says so of a message.
@@ -130,9 +64,9 @@ async fn confirmed(client: &Client, slot: &str) -> Lsn {
 
 #[tokio::test]
 async fn sessions_answer_and_survive_errors() {
-    let (server, client) = server(&[]).await;
+    let (_server, cdc, client) = server(&[]).await;
     client.batch_execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)").await.unwrap();
-    let mut session = Session::connect(&server.cdc, "slot").await.unwrap();
+    let mut session = Session::connect(&cdc, "slot").await.unwrap();
     let error = session.query("SELECT nonsense").await.unwrap_err();
     assert_eq!(error.sqlstate(), Some("42703"), "{error}");
     let rows = session.query("SELECT 1, NULL, 'a' UNION ALL SELECT 2, 'b', ''").await.unwrap();
@@ -157,28 +91,27 @@ async fn sessions_answer_and_survive_errors() {
     client.batch_execute(&import).await.unwrap();
     let seen: i64 = client.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0);
     assert_eq!(seen, 1, "the snapshot holds what was committed later");
-    let again = Session::connect(&server.cdc, "slot").await.unwrap().create_slot("s", true).await.unwrap_err();
+    let again = Session::connect(&cdc, "slot").await.unwrap().create_slot("s", true).await.unwrap_err();
     assert_eq!(again.sqlstate(), Some("42710"), "{again}");
 
     // A command that is given up half-way must not lend its rows to the next one.
     tokio::time::timeout(Duration::from_millis(50), session.query("SELECT pg_sleep(1)")).await.unwrap_err();
     assert!(session.query("SELECT 1").await.is_err());
-    let missing =
-        Session::connect(&server.cdc, "x").await.unwrap().start("missing", Lsn::ZERO, "p").await.err().unwrap();
+    let missing = Session::connect(&cdc, "x").await.unwrap().start("missing", Lsn::ZERO, "p").await.err().unwrap();
     assert_eq!((missing.sqlstate(), missing.problem().kind), (Some("42704"), ProblemKind::Setup), "{missing}");
 }
 
 #[tokio::test]
 async fn the_stream_is_read_and_confirmed() {
-    let (server, client) = server(&[]).await;
+    let (server, cdc, client) = server(&[]).await;
     // Over a Unix socket and over TCP.
-    let folder = server._folder.path().to_str().unwrap().to_owned();
-    let socket = Cdc { host: folder, ..server.cdc.clone() };
+    let folder = server.socket_dir().to_str().unwrap().to_owned();
+    let socket = Cdc { host: folder, ..cdc.clone() };
     client
         .batch_execute("CREATE TABLE t (id int PRIMARY KEY, body text); CREATE PUBLICATION \"P\"\"x'y\" FOR TABLE t")
         .await
         .unwrap();
-    for (number, cdc) in [(1, &server.cdc), (2, &socket)] {
+    for (number, cdc) in [(1, &cdc), (2, &socket)] {
         let slot = format!("s{number}");
         let mut session = Session::connect(cdc, "stream").await.unwrap();
         session.create_slot(&slot, false).await.unwrap();
@@ -211,11 +144,10 @@ async fn the_stream_is_read_and_confirmed() {
         // By the task's own updates.
         feedback.confirm(end);
         feedback.confirm(Lsn(1));
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while confirmed(&client, &slot).await < end {
-            assert!(Instant::now() < deadline, "the position was not confirmed");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        wait_until("the position is confirmed", Duration::from_secs(10), async || {
+            confirmed(&client, &slot).await >= end
+        })
+        .await;
         assert_eq!(feedback.confirmed_sent(), end);
 
         // At the end, with more on its way than the kernel's buffers hold.
@@ -239,12 +171,12 @@ async fn the_stream_is_read_and_confirmed() {
 
 #[tokio::test]
 async fn a_connection_that_nobody_reads_lives() {
-    let (server, client) = server(&["wal_sender_timeout=2s"]).await;
+    let (_server, cdc, client) = server(&[("wal_sender_timeout", "2s")]).await;
     client
         .batch_execute("CREATE TABLE t (id int PRIMARY KEY, body text); CREATE PUBLICATION p FOR TABLE t")
         .await
         .unwrap();
-    let mut session = Session::connect(&server.cdc, "stream").await.unwrap();
+    let mut session = Session::connect(&cdc, "stream").await.unwrap();
     session.create_slot("s", false).await.unwrap();
     let (mut reader, feedback) = session.start("s", Lsn::ZERO, "p").await.unwrap();
     client.batch_execute("INSERT INTO t SELECT i, repeat('y', 1000) FROM generate_series(1, 50000) i").await.unwrap();
@@ -258,7 +190,7 @@ async fn a_connection_that_nobody_reads_lives() {
     drop((reader, feedback));
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let mut session = Session::connect(&server.cdc, "stream").await.unwrap();
+        let mut session = Session::connect(&cdc, "stream").await.unwrap();
         session.query("SELECT 1").await.unwrap();
         match session.start("s", Lsn::ZERO, "p").await {
             Ok((mut reader, _feedback)) => {
@@ -273,9 +205,9 @@ async fn a_connection_that_nobody_reads_lives() {
 
 #[tokio::test]
 async fn the_end_of_the_server_and_its_errors_are_told() {
-    let (server, client) = server(&[]).await;
+    let (_server, cdc, client) = server(&[]).await;
     client.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
-    let mut session = Session::connect(&server.cdc, "stream").await.unwrap();
+    let mut session = Session::connect(&cdc, "stream").await.unwrap();
     session.create_slot("s", true).await.unwrap();
     let process = session.process_id();
     // A publication that is not there is noticed with the first change.
@@ -286,7 +218,7 @@ async fn the_end_of_the_server_and_its_errors_are_told() {
     drop((reader, feedback));
 
     client.batch_execute("CREATE PUBLICATION p FOR TABLE t").await.unwrap();
-    let mut session = Session::connect(&server.cdc, "stream").await.unwrap();
+    let mut session = Session::connect(&cdc, "stream").await.unwrap();
     assert_ne!(session.process_id(), process);
     session.create_slot("t", true).await.unwrap();
     let process = session.process_id();
@@ -318,9 +250,9 @@ async fn next_error(reader: &mut Reader) -> pgtide::postgres::PostgresError {
 
 #[tokio::test]
 async fn single_commits_are_seen_at_once() {
-    let (server, client) = server(&[]).await;
+    let (_server, cdc, client) = server(&[]).await;
     client.batch_execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t").await.unwrap();
-    let mut session = Session::connect(&server.cdc, "stream").await.unwrap();
+    let mut session = Session::connect(&cdc, "stream").await.unwrap();
     session.create_slot("s", true).await.unwrap();
     let (mut reader, _feedback) = session.start("s", Lsn::ZERO, "p").await.unwrap();
     let mut quickest = Duration::MAX;
@@ -333,4 +265,82 @@ async fn single_commits_are_seen_at_once() {
     // The quickest of many, for the machine may be busy with something else.
     assert!(quickest < Duration::from_millis(5), "{quickest:?}");
     eprintln!("quickest commit seen after {quickest:?}");
+}
+
+#[tokio::test]
+async fn every_way_of_login_works() {
+    let (_server, cdc, client) = server(&[]).await;
+    let lines = ["md5", "scram-sha-256", "password"].map(|way| format!("host all {} all {way}", role(way)));
+    let file: String = client.query_one("SHOW hba_file", &[]).await.unwrap().get(0);
+    let former = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{}\n{former}", lines.join("\n"))).unwrap();
+    // Prepared, the no-break space is a space and the ligature two letters; a control character is left as it is.
+    for (way, stored, password) in [
+        ("md5", "md5", "pass\u{e9}"),
+        ("scram-sha-256", "scram-sha-256", "plain"),
+        ("scram-sha-256", "scram-sha-256", "a\u{a0}\u{fb01}\u{e9}"),
+        ("scram-sha-256", "scram-sha-256", "a\u{7}b\u{a0}"),
+        ("password", "scram-sha-256", "plain\u{e9}"),
+    ] {
+        let role = role(way);
+        client
+            .batch_execute(&format!(
+                "SET password_encryption = '{stored}'; DROP ROLE IF EXISTS {role}; \
+                 CREATE ROLE {role} LOGIN REPLICATION PASSWORD '{password}'; SELECT pg_reload_conf()"
+            ))
+            .await
+            .unwrap();
+        let with = |password: &str| Cdc { username: role.clone(), password: Secret(password.into()), ..cdc.clone() };
+        // The server reads its file a moment after it was asked to.
+        let refused = || async {
+            let error = Session::connect(&with("wrong"), "test").await.err();
+            error.is_some_and(|error| error.sqlstate() == Some("28P01"))
+        };
+        wait_until("a wrong password is refused", Duration::from_secs(10), refused).await;
+        let session = Session::connect(&with(password), "test").await;
+        assert!(session.is_ok(), "{way}, {password:?}: {}", session.err().unwrap());
+        let none = Session::connect(&with(""), "test").await.err().unwrap();
+        assert!(none.to_string().contains("cdc.password is empty"), "{none}");
+    }
+}
+
+fn role(way: &str) -> String {
+    format!("by_{}", way.replace('-', "_"))
+}
+
+/// Writes to the log until its segment has changed `count` times.
+async fn switch_wal(client: &Client, count: usize) {
+    for _ in 0..count {
+        client.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+        client.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn lost_wal_is_a_gap() {
+    let (_server, cdc, client) = server(&[("max_slot_wal_keep_size", "1MB")]).await;
+    client.batch_execute("CREATE TABLE t (id int); CREATE PUBLICATION p FOR TABLE t").await.unwrap();
+    let mut session = Session::connect(&cdc, "slot").await.unwrap();
+    session.create_slot("invalidated", false).await.unwrap();
+    session.create_slot("removed", false).await.unwrap();
+    let start =
+        async |slot: &'static str| Session::connect(&cdc, "stream").await.unwrap().start(slot, Lsn::ZERO, "p").await;
+
+    // The segment goes away under a slot that is held to be good.
+    let sql =
+        "SELECT pg_walfile_name(restart_lsn), current_setting('data_directory') FROM pg_replication_slots LIMIT 1";
+    let row = client.query_one(sql, &[]).await.unwrap();
+    let segment = format!("{}/pg_wal/{}", row.get::<_, String>(1), row.get::<_, String>(0));
+    switch_wal(&client, 1).await;
+    let aside = format!("{segment}.aside");
+    std::fs::rename(&segment, &aside).unwrap();
+    let (mut reader, _feedback) = start("removed").await.unwrap();
+    let error = next_error(&mut reader).await;
+    assert_eq!((error.sqlstate(), error.problem().kind), (Some("58P01"), ProblemKind::Gap), "{error}");
+    std::fs::rename(&aside, &segment).unwrap();
+
+    switch_wal(&client, 4).await;
+    client.batch_execute("CHECKPOINT").await.unwrap();
+    let error = start("invalidated").await.err().expect("the slot lives");
+    assert_eq!((error.sqlstate(), error.problem().kind), (Some("55000"), ProblemKind::Gap), "{error}");
 }

@@ -289,6 +289,13 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_file_is_a_gap_of_a_stream_only() {
+        let error = ServerError::new("58P01", "das angeforderte WAL-Segment 00 wurde schon entfernt");
+        assert_eq!(PostgresError::Server(error.clone()).problem().kind, ProblemKind::Postgres);
+        assert_eq!(PostgresError::Server(error.of_a_stream()).problem().kind, ProblemKind::Gap);
+    }
+
+    #[test]
     fn names_cannot_move_the_cursor() {
         let problem = server("42P01", "relation \"\u{1b}[2J\u{9b}x\n\" does not exist");
         assert!(!problem.message.chars().any(char::is_control), "{:?}", problem.message);
