@@ -7,7 +7,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use pgtide::change::Field;
-use pgtide::config::{Cdc, Secret};
+use pgtide::config::{Cdc, Secret, SslMode};
 use pgtide::demo::Server;
 use pgtide::lsn::Lsn;
 use pgtide::postgres::connect::connect;
@@ -20,7 +20,8 @@ use support::{own_server_with, wait_until};
 
 async fn server(settings: &[(&str, &str)]) -> (Server, Cdc, Client) {
     let server = own_server_with(settings).await;
-    let cdc = server.config("postgres");
+    // Asks for TLS first, which the server does not have.
+    let cdc = Cdc { ssl_mode: SslMode::Prefer, ..server.config("postgres") };
     let client = connect(&cdc, "test").await.unwrap();
     (server, cdc, client)
 }

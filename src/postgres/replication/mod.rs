@@ -368,6 +368,29 @@ mod tests {
         assert_eq!(md5_answer("md5_user", "md5_pass", &[1, 2, 3, 4]), b"md5c6ee6bd10a7adf513019b25f24df0925\0");
     }
 
+    /// A server that says `bytes` whatever it is told.
+    async fn authenticate(bytes: &[u8]) -> Result<(), PostgresError> {
+        let (stream, mut server) = tokio::io::duplex(4096);
+        tokio::io::AsyncWriteExt::write_all(&mut server, bytes).await.expect("room");
+        let socket = Socket { stream: Box::new(stream), only_try: std::sync::Arc::default() };
+        let messages = MessageReader::new().with_max_message_size(LONGEST_ANSWER);
+        let mut session = Session { socket, messages, process_id: 0, server_version: String::new(), broken: false };
+        session.authenticate(&Cdc { password: crate::config::Secret("secret".into()), ..Cdc::default() }).await
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_prove_itself_is_refused() {
+        let (sasl, ok) = (b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0", b"R\0\0\0\x08\0\0\0\0");
+        assert!(authenticate(ok).await.is_ok());
+        let error = authenticate(&[sasl.as_slice(), ok].concat()).await.expect_err("no proof");
+        assert!(matches!(&error, PostgresError::Login { reason, .. } if reason.contains("proof")), "{error}");
+        let unasked = authenticate(b"R\0\0\0\x0c\0\0\0\x0cv=xx").await.expect_err("not asked");
+        assert!(matches!(&unasked, PostgresError::Login { reason, .. } if reason == UNASKED), "{unasked}");
+        // What another kind of server might say.
+        let error = authenticate(b"HTTP/1.1 400 Bad Request\r\n").await.expect_err("not PostgreSQL");
+        assert!(matches!(&error, PostgresError::Protocol(reason) if reason.contains("too large")), "{error}");
+    }
+
     fn is_send(_: &impl Send) {}
 
     /// The engine spawns them; the compiler decides.
