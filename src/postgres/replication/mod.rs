@@ -355,8 +355,8 @@ mod tests {
 
     #[test]
     fn rows_that_end_early_are_refused() {
-        let payload = b"\0\x03\0\0\0\x02ab\xff\xff\xff\xff\0\0\0\0";
-        assert_eq!(row(payload), Some(vec![Some("ab".to_owned()), None, Some(String::new())]));
+        let payload = b"\0\x03\xff\xff\xff\xff\0\0\0\0\0\0\0\x02ab";
+        assert_eq!(row(payload), Some(vec![None, Some(String::new()), Some("ab".to_owned())]));
         for end in 0..payload.len() {
             assert_eq!(row(&payload[..end]), None, "{end}");
         }
