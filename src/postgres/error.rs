@@ -64,11 +64,17 @@ pub struct ServerError {
     pub sqlstate: String,
     /// The primary message, control characters removed.
     pub message: String,
+    /// It came in the stream of a slot or as the answer to its start.
+    pub streaming: bool,
 }
 
 impl ServerError {
     pub(super) fn new(sqlstate: &str, message: &str) -> Self {
-        Self { sqlstate: printable(sqlstate), message: printable(message) }
+        Self { sqlstate: printable(sqlstate), message: printable(message), streaming: false }
+    }
+
+    pub(super) fn of_a_stream(self) -> Self {
+        Self { streaming: true, ..self }
     }
 }
 
@@ -212,8 +218,10 @@ fn server_problem(error: &ServerError, says: impl Fn(ProblemKind, &str) -> Probl
              that are read is not seen by them.",
         ),
         "55000" if mentions("wal_level") => says(Setup, "Set wal_level = logical and restart the server."),
-        "55000" if mentions("can no longer") => says(Gap, LOST),
-        "58P01" if mentions("WAL segment") || mentions("pg_wal") => says(Gap, LOST),
+        // From version 16 on, and before. In other languages the slot's wal_status tells.
+        "55000" if mentions("can no longer") || mentions("cannot read from logical replication slot") => says(Gap, LOST),
+        // A missing file. Its message is in the server's language; of a stream it can only be what is to be read.
+        "58P01" if error.streaming || mentions("WAL segment") || mentions("pg_wal") => says(Gap, LOST),
         // Connection failures, rollbacks that ask for another try, out of memory or disk, cancelled by an operator.
         code if ["08", "40", "53", "57"].iter().any(|class| code.starts_with(class)) => {
             says(Postgres, "It is tried again by itself. If it stays, the server's log says why.").transient()
@@ -278,6 +286,13 @@ mod tests {
             assert!(problem.hint.contains(hint), "{sqlstate} {message}: {}", problem.hint);
             assert!(problem.message.contains(message) && problem.message.contains(sqlstate), "{}", problem.message);
         }
+    }
+
+    #[test]
+    fn a_missing_file_is_a_gap_of_a_stream_only() {
+        let error = ServerError::new("58P01", "das angeforderte WAL-Segment 00 wurde schon entfernt");
+        assert_eq!(PostgresError::Server(error.clone()).problem().kind, ProblemKind::Postgres);
+        assert_eq!(PostgresError::Server(error.of_a_stream()).problem().kind, ProblemKind::Gap);
     }
 
     #[test]

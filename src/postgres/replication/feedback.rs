@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::{BufMut, BytesMut};
-use postgres_protocol::message::frontend;
+use pgwire_replication::protocol::framing::{write_copy_data, write_copy_done};
+use pgwire_replication::protocol::replication::{encode_standby_status_update, unix_to_pg_timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
@@ -14,16 +14,17 @@ use tokio::time::Instant;
 use crate::lsn::Lsn;
 
 use super::super::error::PostgresError;
-use super::super::pgoutput::POSTGRES_EPOCH;
-use super::closed;
-use super::socket::Socket;
+use super::socket::Stream;
+use super::{closed, wire};
 
-/// Between two updates when nothing happens.
+/// Between two updates when nothing happens. A server with a `wal_sender_timeout` that is not well above it gives us up.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Between two updates when positions are confirmed one after the other.
 const SHORTEST: Duration = Duration::from_millis(100);
 /// How long the end of a connection may take.
 const PARTING: Duration = Duration::from_secs(5);
+/// The message that ends a session.
+const TERMINATE: &[u8] = b"X\0\0\0\x04";
 
 /// What the two halves of a connection know of each other.
 #[derive(Default)]
@@ -37,7 +38,7 @@ pub(super) struct Link {
     raised: Notify,
     parting: Notify,
     /// The reading half after its reader was dropped.
-    unread: Mutex<Option<ReadHalf<Socket>>>,
+    unread: Mutex<Option<ReadHalf<Box<dyn Stream>>>>,
 }
 
 impl Link {
@@ -55,12 +56,12 @@ impl Link {
         self.parting.notify_one();
     }
 
-    pub(super) fn give_back(&self, read: ReadHalf<Socket>) {
+    pub(super) fn give_back(&self, read: ReadHalf<Box<dyn Stream>>) {
         *self.unread.lock().unwrap_or_else(PoisonError::into_inner) = Some(read);
         self.parting.notify_one();
     }
 
-    fn take_unread(&self) -> Option<ReadHalf<Socket>> {
+    fn take_unread(&self) -> Option<ReadHalf<Box<dyn Stream>>> {
         self.unread.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -113,7 +114,7 @@ impl Feedback {
 }
 
 /// Starts the task that writes. Until a position is confirmed it confirms none, which changes nothing for the slot.
-pub(super) fn start(write: WriteHalf<Socket>) -> (Feedback, Arc<Link>) {
+pub(super) fn start(write: WriteHalf<Box<dyn Stream>>) -> (Feedback, Arc<Link>) {
     let link = Arc::new(Link::default());
     let (finish, finished) = mpsc::channel(1);
     tokio::spawn(run(write, link.clone(), finished));
@@ -121,7 +122,7 @@ pub(super) fn start(write: WriteHalf<Socket>) -> (Feedback, Arc<Link>) {
 }
 
 async fn run(
-    mut write: WriteHalf<Socket>,
+    mut write: WriteHalf<Box<dyn Stream>>,
     link: Arc<Link>,
     mut finished: mpsc::Receiver<oneshot::Sender<Result<(), PostgresError>>>,
 ) {
@@ -156,23 +157,21 @@ async fn run(
     link.take_unread();
 }
 
-async fn update(write: &mut WriteHalf<Socket>, link: &Link) -> Result<(), PostgresError> {
+async fn update(write: &mut WriteHalf<Box<dyn Stream>>, link: &Link) -> Result<(), PostgresError> {
     let confirmed = link.confirmed.load(Ordering::Acquire);
-    write.write_all(&status_update(link.received.load(Ordering::Relaxed), confirmed)).await.map_err(closed)?;
-    write.flush().await.map_err(closed)?;
+    let received = link.received.load(Ordering::Relaxed);
+    write_copy_data(write, &status_update(received, confirmed)).await.map_err(wire)?;
     link.sent.store(confirmed, Ordering::Release);
     Ok(())
 }
 
 /// The last update, then the end, then patience: closing a socket with unread bytes in it makes the kernel throw away
 /// what the server has not read yet, and that is the update.
-async fn part(mut write: WriteHalf<Socket>, link: &Link) -> Result<(), PostgresError> {
+async fn part(mut write: WriteHalf<Box<dyn Stream>>, link: &Link) -> Result<(), PostgresError> {
     update(&mut write, link).await?;
-    let mut end = BytesMut::new();
-    frontend::copy_done(&mut end);
-    frontend::terminate(&mut end);
-    write.write_all(&end).await.map_err(closed)?;
-    write.flush().await.map_err(closed)?;
+    write_copy_done(&mut write).await.map_err(wire)?;
+    write.write_all(TERMINATE).await.map_err(|error| closed(&error))?;
+    write.flush().await.map_err(|error| closed(&error))?;
     loop {
         if let Some(mut unread) = link.take_unread() {
             return drain(&mut unread).await;
@@ -184,7 +183,7 @@ async fn part(mut write: WriteHalf<Socket>, link: &Link) -> Result<(), PostgresE
     }
 }
 
-async fn drain(unread: &mut ReadHalf<Socket>) -> Result<(), PostgresError> {
+async fn drain(unread: &mut ReadHalf<Box<dyn Stream>>) -> Result<(), PostgresError> {
     let mut bytes = vec![0; 64 << 10];
     loop {
         match unread.read(&mut bytes).await {
@@ -192,23 +191,17 @@ async fn drain(unread: &mut ReadHalf<Socket>) -> Result<(), PostgresError> {
             Ok(_) => {}
             // A server that ends by TLS may leave out the farewell.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            Err(error) => return Err(closed(error)),
+            Err(error) => return Err(closed(&error)),
         }
     }
 }
 
-/// A CopyData message with a standby status update in it.
-fn status_update(received: u64, confirmed: u64) -> BytesMut {
+fn status_update(received: u64, confirmed: u64) -> Vec<u8> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-    let now = i64::try_from(now).unwrap_or(i64::MAX) - POSTGRES_EPOCH;
-    let mut message = BytesMut::with_capacity(39);
-    message.put_u8(b'd');
-    message.put_i32(38);
-    message.put_u8(b'r');
-    message.put_u64(received.max(confirmed));
-    message.put_u64(confirmed);
-    message.put_u64(confirmed);
-    message.put_i64(now);
-    message.put_u8(0);
-    message
+    let now = unix_to_pg_timestamp(i64::try_from(now).unwrap_or(i64::MAX));
+    let mut update = encode_standby_status_update(confirmed.into(), now, false);
+    // The encoder gives one position for written, flushed and applied. With nothing confirmed, a server that shuts down
+    // waits for what is written.
+    update[1..9].copy_from_slice(&received.max(confirmed).to_be_bytes());
+    update
 }

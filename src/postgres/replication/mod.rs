@@ -7,13 +7,15 @@ mod feedback;
 mod reader;
 mod socket;
 
-use bytes::{Buf, BytesMut};
-use fallible_iterator::FallibleIterator;
-use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
-use postgres_protocol::message::backend::{ErrorResponseBody, Message};
-use postgres_protocol::message::frontend;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use std::borrow::Cow;
+use std::io;
+
+use pgwire_replication::PgWireError;
+use pgwire_replication::auth::ScramClient;
+use pgwire_replication::protocol::framing::{
+    BackendMessage, MessageReader, write_password_message, write_query, write_startup_message,
+};
+use pgwire_replication::protocol::messages::{ErrorFields, auth, parse_auth_request};
 
 use crate::config::{Cdc, SslMode};
 use crate::lsn::Lsn;
@@ -29,7 +31,7 @@ use super::error::{PostgresError, ServerError};
 /// A logged-in replication connection that does not stream yet.
 pub struct Session {
     socket: Socket,
-    received: BytesMut,
+    messages: MessageReader,
     process_id: i32,
     server_version: String,
     /// A query was dropped half-way: what comes next cannot be told apart any more.
@@ -71,8 +73,8 @@ impl Session {
 
     async fn connect_by(cdc: &Cdc, purpose: &str, ssl_mode: SslMode) -> Result<Session, PostgresError> {
         let socket = socket::open(cdc, ssl_mode).await?;
-        let received = BytesMut::with_capacity(4096);
-        let mut session = Session { socket, received, process_id: 0, server_version: String::new(), broken: false };
+        let messages = MessageReader::new().with_max_message_size(LONGEST_ANSWER);
+        let mut session = Session { socket, messages, process_id: 0, server_version: String::new(), broken: false };
         let name = application_name(purpose);
         let parameters = [
             ("user", cdc.username.as_str()),
@@ -82,17 +84,27 @@ impl Session {
             ("client_encoding", "UTF8"),
             ("options", OPTIONS),
         ];
-        session.send(|buffer| frontend::startup_message(parameters, buffer)).await?;
+        for (_, value) in parameters {
+            without_zero(value)?;
+        }
+        write_startup_message(&mut session.socket.stream, PROTOCOL_VERSION, &parameters).await.map_err(wire)?;
         session.authenticate(cdc).await?;
         loop {
-            match session.message().await? {
-                Message::ParameterStatus(body) if matches!(body.name(), Ok("server_version")) => {
-                    body.value().map_err(protocol)?.clone_into(&mut session.server_version);
+            let BackendMessage { tag, payload } = session.message().await?;
+            match tag {
+                b'S' => {
+                    let mut texts = payload.split(|&byte| byte == 0);
+                    if let (Some(b"server_version"), Some(version)) = (texts.next(), texts.next()) {
+                        session.server_version = String::from_utf8_lossy(version).into_owned();
+                    }
                 }
-                Message::BackendKeyData(body) => session.process_id = body.process_id(),
-                Message::ReadyForQuery(_) => return Ok(session),
-                Message::ErrorResponse(body) => return Err(server_error(&body)?),
-                // Settings and notices.
+                b'K' => {
+                    let (&id, _) = payload.split_first_chunk().ok_or_else(|| protocol("a process without a number"))?;
+                    session.process_id = i32::from_be_bytes(id);
+                }
+                b'Z' => return Ok(session),
+                b'E' => return Err(PostgresError::Server(server_error(&payload))),
+                // Notices.
                 _ => {}
             }
         }
@@ -100,46 +112,56 @@ impl Session {
 
     async fn authenticate(&mut self, cdc: &Cdc) -> Result<(), PostgresError> {
         let login = |reason: &str| PostgresError::Login { address: address(cdc), reason: reason.to_owned() };
-        let password = || match cdc.password.0.as_bytes() {
-            b"" => Err(login("it asks for a password and cdc.password is empty")),
+        let refused = |error: PgWireError| login(&error.to_string());
+        let password = || match cdc.password.0.as_str() {
+            "" => Err(login("it asks for a password and cdc.password is empty")),
             password => Ok(password),
         };
-        let mut scram = None;
+        let (mut scram, mut proof) = (None, None);
         loop {
-            match self.message().await? {
-                Message::AuthenticationOk => return Ok(()),
-                Message::AuthenticationCleartextPassword => {
-                    let password = password()?;
-                    self.send(|buffer| frontend::password_message(password, buffer)).await?;
-                }
-                Message::AuthenticationMd5Password(body) => {
-                    let hash = md5_hash(cdc.username.as_bytes(), password()?, body.salt());
-                    self.send(|buffer| frontend::password_message(hash.as_bytes(), buffer)).await?;
-                }
-                Message::AuthenticationSasl(body) => {
-                    if !body.mechanisms().any(|name| Ok(name == SCRAM_SHA_256)).map_err(protocol)? {
-                        return Err(login("it asks for a way of login that pgtide does not have"));
-                    }
-                    let exchange = ScramSha256::new(password()?, ChannelBinding::unsupported());
-                    self.send(|buffer| frontend::sasl_initial_response(SCRAM_SHA_256, exchange.message(), buffer))
-                        .await?;
-                    scram = Some(exchange);
-                }
-                Message::AuthenticationSaslContinue(body) => {
-                    let exchange = scram.as_mut().ok_or_else(|| login("it answered a question that was not asked"))?;
-                    exchange.update(body.data()).map_err(|error| login(&error.to_string()))?;
-                    let answer = exchange.message().to_vec();
-                    self.send(|buffer| frontend::sasl_response(&answer, buffer)).await?;
-                }
-                Message::AuthenticationSaslFinal(body) => {
-                    // The server proves that it knows the password as well.
-                    let exchange = scram.as_mut().ok_or_else(|| login("it answered a question that was not asked"))?;
-                    exchange.finish(body.data()).map_err(|error| login(&error.to_string()))?;
-                }
-                Message::ErrorResponse(body) => return Err(server_error(&body)?),
-                Message::NoticeResponse(_) => {}
-                _ => return Err(login("it asks for a way of login that pgtide does not have")),
+            let BackendMessage { tag, payload } = self.message().await?;
+            match tag {
+                b'R' => {}
+                b'E' => return Err(PostgresError::Server(server_error(&payload))),
+                b'N' => continue,
+                _ => return Err(login(UNKNOWN_LOGIN)),
             }
+            let (request, data) = parse_auth_request(&payload).map_err(wire)?;
+            let answer = match request {
+                // The exchange was begun, and its end is the server's proof that it knows the password as well.
+                auth::OK if scram.is_some() || proof.is_some() => return Err(login("it broke its own proof off")),
+                auth::OK => return Ok(()),
+                auth::CLEARTEXT_PASSWORD => {
+                    without_zero(password()?)?;
+                    [password()?.as_bytes(), b"\0"].concat()
+                }
+                auth::MD5_PASSWORD => md5_answer(&cdc.username, password()?, data),
+                auth::SASL if data.split(|&byte| byte == 0).any(|name| name == SCRAM_SHA_256) => {
+                    password()?;
+                    // The name is empty because the server takes that of the start-up message.
+                    let first = scram.insert(ScramClient::new("")).client_first.as_bytes();
+                    // A few dozen bytes.
+                    let length = u32::try_from(first.len()).map_err(protocol)?.to_be_bytes();
+                    [SCRAM_SHA_256, b"\0", &length, first].concat()
+                }
+                auth::SASL_CONTINUE => {
+                    let exchange: ScramClient = scram.take().ok_or_else(|| login(UNASKED))?;
+                    // As the server does: a password that cannot be prepared is taken as it is.
+                    let password = stringprep::saslprep(password()?).or_else(|_| password().map(Cow::Borrowed))?;
+                    let question = str::from_utf8(data).map_err(protocol)?;
+                    let (answer, messages, salted) = exchange.client_final(&password, question).map_err(refused)?;
+                    proof = Some((messages, salted));
+                    answer.into_bytes()
+                }
+                auth::SASL_FINAL => {
+                    let (messages, salted) = proof.take().ok_or_else(|| login(UNASKED))?;
+                    let signature = str::from_utf8(data).map_err(protocol)?;
+                    ScramClient::verify_server_final(signature, &salted, &messages).map_err(refused)?;
+                    continue;
+                }
+                _ => return Err(login(UNKNOWN_LOGIN)),
+            };
+            write_password_message(&mut self.socket.stream, &answer).await.map_err(wire)?;
         }
     }
 
@@ -161,27 +183,20 @@ impl Session {
     /// The server's error leaves the session usable. After any other error, and after this future was dropped before
     /// its end, it is not usable any more.
     pub async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, PostgresError> {
-        self.begin()?;
-        self.send(|buffer| frontend::query(sql, buffer)).await?;
+        self.send(sql).await?;
         let (mut rows, mut failed) = (Vec::new(), None);
         loop {
-            match self.message().await? {
-                Message::DataRow(body) => {
-                    let text = |range: Option<std::ops::Range<usize>>| {
-                        Ok(range.map(|range| String::from_utf8_lossy(&body.buffer()[range]).into_owned()))
-                    };
-                    rows.push(body.ranges().map(text).collect().map_err(protocol)?);
-                }
-                Message::ErrorResponse(body) => failed = Some(server_error(&body)?),
-                Message::ReadyForQuery(_) => break,
-                Message::CopyInResponse(_) | Message::CopyOutResponse(_) => {
-                    return Err(PostgresError::Protocol("a COPY where rows were expected".to_owned()));
-                }
+            let BackendMessage { tag, payload } = self.message().await?;
+            match tag {
+                b'D' => rows.push(row(&payload).ok_or_else(|| protocol("a row that is shorter than it says"))?),
+                b'E' => failed = Some(server_error(&payload)),
+                b'Z' => break,
+                b'G' | b'H' | b'W' => return Err(protocol("a COPY where rows were expected")),
                 _ => {}
             }
         }
         self.broken = false;
-        failed.map_or(Ok(rows), Err)
+        failed.map_or(Ok(rows), |error| Err(PostgresError::Server(error)))
     }
 
     /// `IDENTIFY_SYSTEM`.
@@ -191,7 +206,7 @@ impl Session {
     pub async fn identify_system(&mut self) -> Result<SystemIdentity, PostgresError> {
         let rows = self.query("IDENTIFY_SYSTEM").await?;
         let Some([Some(system_id), Some(timeline), Some(position), database]) = rows.first().map(Vec::as_slice) else {
-            return Err(PostgresError::Protocol("IDENTIFY_SYSTEM was not answered in four columns".to_owned()));
+            return Err(protocol("IDENTIFY_SYSTEM was not answered in four columns"));
         };
         Ok(SystemIdentity {
             system_id: system_id.clone(),
@@ -214,7 +229,7 @@ impl Session {
         let name = quote_identifier(name);
         let rows = self.query(&format!("CREATE_REPLICATION_SLOT {name}{temporary} LOGICAL pgoutput {export}")).await?;
         let Some([_, Some(consistent_point), Some(snapshot_name), _]) = rows.first().map(Vec::as_slice) else {
-            return Err(PostgresError::Protocol("CREATE_REPLICATION_SLOT was not answered in four columns".to_owned()));
+            return Err(protocol("CREATE_REPLICATION_SLOT was not answered in four columns"));
         };
         Ok(CreatedSlot {
             consistent_point: consistent_point.parse().map_err(protocol)?,
@@ -237,106 +252,159 @@ impl Session {
         from: Lsn,
         publication: &str,
     ) -> Result<(Reader, Feedback), PostgresError> {
-        self.begin()?;
         let (slot, publication) = (quote_identifier(slot), quote_identifier(publication).replace('\'', "''"));
-        let command = format!(
+        self.send(&format!(
             "START_REPLICATION SLOT {slot} LOGICAL {from} (proto_version '1', publication_names '{publication}')"
-        );
-        self.send(|buffer| frontend::query(&command, buffer)).await?;
-        while self.tag().await? != COPY_BOTH_RESPONSE {
-            match self.message().await? {
-                Message::ErrorResponse(body) => return Err(server_error(&body)?),
-                Message::NoticeResponse(_) | Message::ParameterStatus(_) => {}
-                _ => return Err(PostgresError::Protocol("START_REPLICATION was not answered by a stream".to_owned())),
+        ))
+        .await?;
+        loop {
+            let BackendMessage { tag, payload } = self.message().await?;
+            match tag {
+                b'W' => break,
+                b'E' => return Err(PostgresError::Server(server_error(&payload).of_a_stream())),
+                b'N' | b'S' => {}
+                _ => return Err(protocol("START_REPLICATION was not answered by a stream")),
             }
         }
-        self.whole_message().await?;
-        let length = self.length();
-        self.received.advance(length);
-        let (read, write) = tokio::io::split(self.socket);
+        let Socket { stream, only_try } = self.socket;
+        let (read, write) = tokio::io::split(stream);
         let (feedback, link) = feedback::start(write);
-        Ok((Reader::new(read, link, &self.received), feedback))
+        Ok((Reader::new(read, only_try, link), feedback))
     }
 
-    fn begin(&mut self) -> Result<(), PostgresError> {
+    /// Sends a command. The session is broken until its answer is read to the end.
+    async fn send(&mut self, sql: &str) -> Result<(), PostgresError> {
         if std::mem::replace(&mut self.broken, true) {
             return Err(PostgresError::Closed("a command on it was given up half-way".to_owned()));
         }
-        Ok(())
+        without_zero(sql)?;
+        write_query(&mut self.socket.stream, sql).await.map_err(wire)
     }
 
-    async fn send<E: std::fmt::Display>(
-        &mut self,
-        write: impl FnOnce(&mut BytesMut) -> Result<(), E>,
-    ) -> Result<(), PostgresError> {
-        let mut buffer = BytesMut::new();
-        // Fails for texts with a zero byte.
-        write(&mut buffer).map_err(protocol)?;
-        self.socket.write_all(&buffer).await.map_err(closed)?;
-        self.socket.flush().await.map_err(closed)
-    }
-
-    async fn fill(&mut self) -> Result<(), PostgresError> {
-        match self.socket.read_buf(&mut self.received).await.map_err(closed)? {
-            0 => Err(PostgresError::Closed("the server closed it".to_owned())),
-            _ => Ok(()),
-        }
-    }
-
-    async fn tag(&mut self) -> Result<u8, PostgresError> {
-        loop {
-            if let Some(&tag) = self.received.first() {
-                return Ok(tag);
-            }
-            self.fill().await?;
-        }
-    }
-
-    /// Bytes of the first message, its tag included; 0 while its length is not known.
-    fn length(&self) -> usize {
-        match self.received.get(1..5) {
-            Some(&[a, b, c, d]) => u32::from_be_bytes([a, b, c, d]) as usize + 1,
-            _ => 0,
-        }
-    }
-
-    async fn whole_message(&mut self) -> Result<(), PostgresError> {
-        while self.length() == 0 || self.received.len() < self.length() {
-            self.fill().await?;
-        }
-        Ok(())
-    }
-
-    async fn message(&mut self) -> Result<Message, PostgresError> {
-        loop {
-            // `Message` takes a version that is negotiated down for a fault; we ask for the first one anyway.
-            if let Some(message) = Message::parse(&mut self.received).map_err(protocol)? {
-                return Ok(message);
-            }
-            self.fill().await?;
-        }
+    /// Takes exactly the bytes of one message from the socket: what follows is left to the [`Reader`].
+    async fn message(&mut self) -> Result<BackendMessage, PostgresError> {
+        self.messages.read(&mut self.socket.stream).await.map_err(wire)
     }
 }
 
-const COPY_BOTH_RESPONSE: u8 = b'W';
+/// 3.0.
+const PROTOCOL_VERSION: i32 = 3 << 16;
+/// Before the stream. Whoever answers may not be PostgreSQL, and memory is taken for as much as is announced.
+const LONGEST_ANSWER: usize = 16 << 20;
+const SCRAM_SHA_256: &[u8] = b"SCRAM-SHA-256";
+const UNKNOWN_LOGIN: &str = "it asks for a way of login that pgtide does not have";
+const UNASKED: &str = "it answered a question that was not asked";
+
+/// The format's end of a text: what follows it would be read as something else.
+fn without_zero(text: &str) -> Result<(), PostgresError> {
+    if text.contains('\0') { Err(protocol("a text with a zero byte is not sent")) } else { Ok(()) }
+}
+
+fn md5_answer(user: &str, password: &str, salt: &[u8]) -> Vec<u8> {
+    let inner = format!("{:x}", md5::compute([password, user].concat()));
+    format!("md5{:x}\0", md5::compute([inner.as_bytes(), salt].concat())).into_bytes()
+}
+
+/// The columns of a DataRow message as text; none if it ends early.
+fn row(payload: &[u8]) -> Option<Vec<Option<String>>> {
+    let (&columns, mut rest) = payload.split_first_chunk()?;
+    let mut row = Vec::new();
+    for _ in 0..u16::from_be_bytes(columns) {
+        let (&length, after) = rest.split_first_chunk()?;
+        rest = after;
+        // A negative length is null.
+        row.push(match usize::try_from(i32::from_be_bytes(length)) {
+            Err(_) => None,
+            Ok(length) => {
+                let (value, after) = rest.split_at_checked(length)?;
+                rest = after;
+                Some(String::from_utf8_lossy(value).into_owned())
+            }
+        });
+    }
+    Some(row)
+}
 
 fn protocol(error: impl std::fmt::Display) -> PostgresError {
     PostgresError::Protocol(error.to_string())
 }
 
-fn closed(error: std::io::Error) -> PostgresError {
-    PostgresError::Closed(error.to_string())
+fn closed(error: &io::Error) -> PostgresError {
+    PostgresError::Closed(match error.kind() {
+        io::ErrorKind::UnexpectedEof => "the server closed it".to_owned(),
+        _ => error.to_string(),
+    })
 }
 
-fn server_error(body: &ErrorResponseBody) -> Result<PostgresError, PostgresError> {
-    let (mut sqlstate, mut message) = (String::new(), String::new());
-    let mut fields = body.fields();
-    while let Some(field) = fields.next().map_err(protocol)? {
-        match field.type_() {
-            b'C' => sqlstate = String::from_utf8_lossy(field.value_bytes()).into_owned(),
-            b'M' => message = String::from_utf8_lossy(field.value_bytes()).into_owned(),
-            _ => {}
+fn wire(error: PgWireError) -> PostgresError {
+    match error {
+        PgWireError::Io(error) => closed(&error),
+        PgWireError::Protocol(reason) => PostgresError::Protocol(reason),
+        other => protocol(other),
+    }
+}
+
+fn server_error(payload: &[u8]) -> ServerError {
+    let fields = ErrorFields::parse(payload);
+    ServerError::new(&fields.code.unwrap_or_default(), &fields.message.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_end_early_are_refused() {
+        let payload = b"\0\x03\xff\xff\xff\xff\0\0\0\0\0\0\0\x02ab";
+        assert_eq!(row(payload), Some(vec![None, Some(String::new()), Some("ab".to_owned())]));
+        for end in 0..payload.len() {
+            assert_eq!(row(&payload[..end]), None, "{end}");
         }
     }
-    Ok(PostgresError::Server(ServerError::new(&sqlstate, &message)))
+
+    /// `SELECT 'md5' || md5(md5('md5_passmd5_user') || E'\\x01020304'::bytea)`, as PostgreSQL would compute it.
+    #[test]
+    fn md5_is_salted_twice() {
+        assert_eq!(md5_answer("md5_user", "md5_pass", &[1, 2, 3, 4]), b"md5c6ee6bd10a7adf513019b25f24df0925\0");
+    }
+
+    /// A server that says `bytes` whatever it is told.
+    async fn authenticate(bytes: &[u8]) -> Result<(), PostgresError> {
+        let (stream, mut server) = tokio::io::duplex(4096);
+        tokio::io::AsyncWriteExt::write_all(&mut server, bytes).await.expect("room");
+        let socket = Socket { stream: Box::new(stream), only_try: std::sync::Arc::default() };
+        let messages = MessageReader::new().with_max_message_size(LONGEST_ANSWER);
+        let mut session = Session { socket, messages, process_id: 0, server_version: String::new(), broken: false };
+        session.authenticate(&Cdc { password: crate::config::Secret("secret".into()), ..Cdc::default() }).await
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_prove_itself_is_refused() {
+        let (sasl, ok) = (b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0", b"R\0\0\0\x08\0\0\0\0");
+        assert!(authenticate(ok).await.is_ok());
+        let error = authenticate(&[sasl.as_slice(), ok].concat()).await.expect_err("no proof");
+        assert!(matches!(&error, PostgresError::Login { reason, .. } if reason.contains("proof")), "{error}");
+        let unasked = authenticate(b"R\0\0\0\x0c\0\0\0\x0cv=xx").await.expect_err("not asked");
+        assert!(matches!(&unasked, PostgresError::Login { reason, .. } if reason == UNASKED), "{unasked}");
+        // What another kind of server might say.
+        let error = authenticate(b"HTTP/1.1 400 Bad Request\r\n").await.expect_err("not PostgreSQL");
+        assert!(matches!(&error, PostgresError::Protocol(reason) if reason.contains("too large")), "{error}");
+    }
+
+    fn is_send(_: &impl Send) {}
+
+    /// The engine spawns them; the compiler decides.
+    #[test]
+    fn connecting_can_be_spawned() {
+        let cdc = Cdc::default();
+        is_send(&Session::connect(&cdc, "test"));
+        is_send(&super::super::connect::connect(&cdc, "test"));
+        let stream = |session: Session| async move {
+            let (mut reader, feedback) = session.start("slot", Lsn::ZERO, "publication").await?;
+            reader.fill().await?;
+            feedback.finish().await
+        };
+        let check = |session: Session| is_send(&stream(session));
+        let _ = check;
+    }
 }

@@ -3,11 +3,10 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use postgres_protocol::message::backend::Message;
 use tokio::io::{AsyncRead, ReadBuf, ReadHalf};
 use tokio::time::Instant;
 
@@ -16,7 +15,7 @@ use crate::lsn::Lsn;
 use super::super::error::PostgresError;
 use super::super::pgoutput::POSTGRES_EPOCH;
 use super::feedback::Link;
-use super::socket::Socket;
+use super::socket::Stream;
 use super::{closed, protocol, server_error};
 
 /// Capacity of the buffer, unless a message is larger.
@@ -30,7 +29,9 @@ const QUICK_READS: u32 = 16;
 /// See [`QUICK_READS`].
 const QUICK: Duration = Duration::from_micros(500);
 /// Less than this gathered: not much comes any more.
-const MUCH: usize = 16 << 10;
+const MUCH: usize = 4 << 10;
+/// A read that gave so much is followed by another that does not wait.
+const MORE: usize = 2 << 10;
 
 /// A message of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +59,8 @@ pub enum Frame<'a> {
 /// Reads the stream. Dropping it leaves the connection open until the last [`Feedback`](super::Feedback) is gone.
 pub struct Reader {
     /// None only while it is being dropped.
-    read: Option<ReadHalf<Socket>>,
+    read: Option<ReadHalf<Box<dyn Stream>>>,
+    only_try: Arc<AtomicBool>,
     link: Arc<Link>,
     buffer: Vec<u8>,
     /// What is read and not taken yet: `buffer[start..end]`.
@@ -70,33 +72,36 @@ pub struct Reader {
 
 /// Whether to read at once or to let bytes gather. The server pays a wake-up for every message as long as its reader
 /// sleeps in the kernel, so a reader that keeps up too eagerly halves the server's speed. A single commit is read at once.
+#[derive(Default)]
 struct Pace {
-    gather: bool,
+    /// Set while much comes: when to read again. A moment, not a span, so that a dropped wait does not begin anew.
+    read_at: Option<Instant>,
     quick_reads: u32,
     last: Option<Instant>,
 }
 
 impl Pace {
-    fn note(&mut self, bytes: usize) {
-        let now = Instant::now();
-        if self.gather {
-            self.gather = bytes >= MUCH;
-            self.quick_reads = 0;
-        } else {
-            let quick = self.last.is_some_and(|last| now.duration_since(last) < QUICK);
-            self.quick_reads = if quick { self.quick_reads + 1 } else { 0 };
-            self.gather = bytes >= MUCH || self.quick_reads >= QUICK_READS;
-        }
+    /// Takes note of a read that gave `bytes` at `now`.
+    fn note(&mut self, bytes: usize, now: Instant) {
+        let quick = self.read_at.is_none() && self.last.is_some_and(|last| now.duration_since(last) < QUICK);
+        self.quick_reads = if quick { self.quick_reads + 1 } else { 0 };
+        self.read_at = (bytes >= MUCH || self.quick_reads >= QUICK_READS).then_some(now + GATHER);
         self.last = Some(now);
     }
 }
 
 impl Reader {
-    pub(super) fn new(read: ReadHalf<Socket>, link: Arc<Link>, received: &[u8]) -> Self {
-        let mut buffer = vec![0; BUFFER.max(received.len())];
-        buffer[..received.len()].copy_from_slice(received);
-        let pace = Pace { gather: false, quick_reads: 0, last: None };
-        Self { read: Some(read), link, buffer, start: 0, end: received.len(), received: Lsn::ZERO, pace }
+    pub(super) fn new(read: ReadHalf<Box<dyn Stream>>, only_try: Arc<AtomicBool>, link: Arc<Link>) -> Self {
+        Self {
+            read: Some(read),
+            only_try,
+            link,
+            buffer: vec![0; BUFFER],
+            start: 0,
+            end: 0,
+            received: Lsn::ZERO,
+            pace: Pace::default(),
+        }
     }
 
     /// The next message of those that are read already; none if no whole one is left: then [`Reader::fill`].
@@ -170,10 +175,7 @@ impl Reader {
     #[cold]
     fn other(&self, tag: u8, from: usize, to: usize) -> Result<(), PostgresError> {
         match tag {
-            b'E' => match Message::parse(&mut BytesMut::from(&self.buffer[from - 5..to])).map_err(protocol)? {
-                Some(Message::ErrorResponse(body)) => Err(server_error(&body)?),
-                _ => Err(PostgresError::Protocol("an error that cannot be read".to_owned())),
-            },
+            b'E' => Err(PostgresError::Server(server_error(&self.buffer[from..to]).of_a_stream())),
             // CopyDone, or the end of the command.
             b'c' | b'C' | b'Z' => Err(PostgresError::Closed("the server ended the stream".to_owned())),
             // Notices, settings, notifications.
@@ -192,32 +194,44 @@ impl Reader {
     /// The connection ended.
     pub async fn fill(&mut self) -> Result<(), PostgresError> {
         self.make_room();
-        if self.pace.gather {
-            tokio::time::sleep(GATHER).await;
+        if self.end == self.buffer.len() {
+            // Full of messages that wait to be taken.
+            return Ok(());
         }
-        let Self { read: Some(read), buffer, end, .. } = self else {
+        if let Some(moment) = self.pace.read_at {
+            tokio::time::sleep_until(moment).await;
+        }
+        let Self { read: Some(read), only_try, buffer, end, .. } = self else {
             return Err(PostgresError::Closed("it is being given up".to_owned()));
         };
         let before = *end;
-        // Several reads: TLS hands out a record at a time.
+        // TLS hands out a few kilobytes at a time, so there may be more where much came from.
         let outcome = poll_fn(|context| {
-            while *end < buffer.len() {
+            loop {
                 let mut unfilled = ReadBuf::new(&mut buffer[*end..]);
+                only_try.store(*end > before, Ordering::Relaxed);
                 match Pin::new(&mut *read).poll_read(context, &mut unfilled) {
-                    Poll::Ready(Ok(())) if unfilled.filled().is_empty() => {
-                        return Poll::Ready(Err(PostgresError::Closed("the server closed it".to_owned())));
-                    }
-                    Poll::Ready(Ok(())) => *end += unfilled.filled().len(),
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(closed(error))),
                     Poll::Pending if *end == before => return Poll::Pending,
                     Poll::Pending => break,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(closed(&error))),
+                    Poll::Ready(Ok(())) => {}
+                }
+                let bytes = unfilled.filled().len();
+                if bytes == 0 {
+                    return Poll::Ready(Err(PostgresError::Closed("the server closed it".to_owned())));
+                }
+                *end += bytes;
+                if bytes < MORE || *end == buffer.len() {
+                    break;
                 }
             }
             Poll::Ready(Ok(()))
         })
         .await;
+        // The drained connection is read to its end by another, who waits.
+        only_try.store(false, Ordering::Relaxed);
         let bytes = self.end - before;
-        self.pace.note(bytes);
+        self.pace.note(bytes, Instant::now());
         match outcome {
             // The end is found again by the next call, after what came before it.
             Err(_) if bytes > 0 => Ok(()),
@@ -265,4 +279,35 @@ fn numbers(header: &[u8; 24]) -> (u64, u64, u64) {
     let (numbers, _) = header.as_chunks::<8>();
     let number = |at: usize| u64::from_be_bytes(numbers[at]);
     (number(0), number(1), number(2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_busy_stream_is_left_to_gather() {
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        // Commits a millisecond apart, each in three pieces.
+        for _ in 0..100 {
+            for _ in 0..3 {
+                now += QUICK / 10;
+                pace.note(200, now);
+                assert_eq!(pace.read_at, None);
+            }
+            now += GATHER;
+        }
+        for _ in 0..=QUICK_READS {
+            assert_eq!(pace.read_at, None);
+            now += QUICK / 10;
+            pace.note(200, now);
+        }
+        assert_eq!(pace.read_at, Some(now + GATHER));
+        now += GATHER;
+        pace.note(MUCH, now);
+        assert_eq!(pace.read_at, Some(now + GATHER));
+        now += GATHER;
+        pace.note(MUCH - 1, now);
+        assert_eq!(pace.read_at, None);
+    }
 }
