@@ -57,7 +57,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, mut commands: Commands) -> Re
             Ok(())
         }
         Err(problem) => {
-            shared.counters.notice(Level::Error, format!("{}. {}", problem.message, problem.hint));
+            shared.counters.last_notice(format!("{}. {}", problem.message, problem.hint));
             shared.set_phase(Phase::Failed, Some(problem.clone()));
             shared.live.send_replace(Liveness::Ended);
             // The screen shows why until somebody leaves it.
