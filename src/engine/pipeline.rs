@@ -182,7 +182,10 @@ async fn run(shared: Arc<Shared>, stop: CancellationToken) -> Result<(), Problem
         }
         shared.set_trouble(problem, attempts);
         let longest = BACKOFF.min(Duration::from_millis(250) * 2_u32.saturating_pow(attempts.min(10)));
-        let wait = longest.mul_f64(0.5 + fastrand::f64() / 2.0);
+        let mut wait = longest.mul_f64(0.5 + fastrand::f64() / 2.0);
+        if patient && never_ready && shared.options.fail_fast {
+            wait = wait.min(HELD.saturating_sub(began.elapsed()));
+        }
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(wait) => {}
@@ -203,7 +206,8 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
     let (cdc, mode) = (&config.cdc, config.mode());
     if shared.ever_ready() {
         shared.counters.reconnects.fetch_add(1, Relaxed);
-    } else {
+    } else if shared.phase() != Phase::Degraded {
+        // What stands in the way is shown until it is seen to be gone.
         shared.set_phase(Phase::Connecting, None);
     }
     let info = shared.sink.client().info().await?;
