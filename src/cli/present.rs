@@ -175,7 +175,8 @@ async fn by_lines(mut engine: Engine, presentation: &Presentation, signals: &Sig
                 let line = line(&status);
                 let word = status.phase.word();
                 let due = printed.is_none_or(|(at, before): (std::time::Instant, &str)| now - at >= every || before != word);
-                if due && line != last {
+                // Why it failed is said once, at the end.
+                if due && line != last && status.phase != Phase::Failed {
                     if json { eprint!("{line}") } else { print(&line) }
                     printed = Some((now, word));
                     last = line;

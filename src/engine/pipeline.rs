@@ -14,7 +14,7 @@ use crate::lsn::Lsn;
 use crate::postgres::connect::connect;
 use crate::postgres::preflight::{self, Server};
 use crate::postgres::replication::Session;
-use crate::postgres::slot;
+use crate::postgres::{publication, slot};
 use crate::problem::{Problem, ProblemKind};
 use crate::snapshot::{self, Ledger};
 use crate::status::{Level, Phase, TableState};
@@ -57,7 +57,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, mut commands: Commands) -> Re
             Ok(())
         }
         Err(problem) => {
-            shared.counters.notice(Level::Error, format!("{}. {}", problem.message, problem.hint));
+            shared.counters.last_notice(format!("{}. {}", problem.message, problem.hint));
             shared.set_phase(Phase::Failed, Some(problem.clone()));
             shared.live.send_replace(Liveness::Ended);
             // The screen shows why until somebody leaves it.
@@ -182,7 +182,10 @@ async fn run(shared: Arc<Shared>, stop: CancellationToken) -> Result<(), Problem
         }
         shared.set_trouble(problem, attempts);
         let longest = BACKOFF.min(Duration::from_millis(250) * 2_u32.saturating_pow(attempts.min(10)));
-        let wait = longest.mul_f64(0.5 + fastrand::f64() / 2.0);
+        let mut wait = longest.mul_f64(0.5 + fastrand::f64() / 2.0);
+        if patient && never_ready && shared.options.fail_fast {
+            wait = wait.min(HELD.saturating_sub(began.elapsed()));
+        }
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(wait) => {}
@@ -203,7 +206,8 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
     let (cdc, mode) = (&config.cdc, config.mode());
     if shared.ever_ready() {
         shared.counters.reconnects.fetch_add(1, Relaxed);
-    } else {
+    } else if shared.phase() != Phase::Degraded {
+        // What stands in the way is shown until it is seen to be gone.
         shared.set_phase(Phase::Connecting, None);
     }
     let info = shared.sink.client().info().await?;
@@ -221,6 +225,10 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         slot::usable(slot_name, info, &cdc.database)?;
     }
     let names: Vec<TableId> = shared.mappings.iter().map(|mapping| mapping.table.clone()).collect();
+    let ledger = open_ledger(shared, config).await?;
+    if slot.is_some() {
+        publication_stayed(shared, &client, &ledger, &server).await?;
+    }
     let ready = preflight::tables(&client, config, &server, &names, shared.options.handler.is_none()).await?;
     let tables: Vec<snapshot::Table> = shared
         .mappings
@@ -228,7 +236,6 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         .zip(ready)
         .map(|(mapping, ready)| snapshot::Table { mapping: Arc::clone(mapping), ready })
         .collect();
-    let ledger = open_ledger(shared, config).await?;
     let context = shared.snapshot_context(stop);
     shared.set_ready(true);
     let monitors = CancellationToken::new();
@@ -256,6 +263,14 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         return Ok(());
     }
     if mode == Mode::Never && slot.is_none() {
+        if has_streamed(shared) {
+            return Err(Problem::new(
+                ProblemKind::Gap,
+                format!("slot {slot_name} is gone: changes since then are lost"),
+                "Start again to stream from now on under a new slot; to copy the tables as well, set `cdc.snapshot.mode: \
+                 initial` and `cdc.snapshot.resnapshot: true`.",
+            ));
+        }
         let mut session = Session::connect(cdc, "slot").await?;
         let created = session.create_slot(slot_name, false).await?;
         shared.counters.notice(Level::Info, format!("slot {slot_name} created at {}", created.consistent_point));
@@ -311,6 +326,38 @@ async fn open_ledger(shared: &Shared, config: &Config) -> Result<Arc<Ledger>, Pr
         .transient());
     }
     Ok(Arc::new(ledger))
+}
+
+/// A slot's changes are published as the publication was when they were made: one that was dropped and is created again
+/// leaves out what was committed in between.
+async fn publication_stayed(
+    shared: &Shared,
+    client: &tokio_postgres::Client,
+    ledger: &Ledger,
+    server: &Server,
+) -> Result<(), Problem> {
+    let cdc = &shared.options.config.cdc;
+    let copied = has_streamed(shared) || ledger.job().await?.is_some_and(|job| job.completed);
+    if !copied || publication::find(client, &cdc.publication.name, server.version).await?.is_some() {
+        return Ok(());
+    }
+    Err(Problem::new(
+        ProblemKind::Gap,
+        format!(
+            "publication {} is gone, but the tables were copied before: changes since then are lost",
+            cdc.publication.name
+        ),
+        format!(
+            "Drop the slot (SELECT pg_drop_replication_slot('{}')) and start with `cdc.snapshot.resnapshot: true` to copy the \
+             tables again.",
+            cdc.slot.name
+        ),
+    ))
+}
+
+/// This process has acknowledged something: a slot that is missing was there.
+fn has_streamed(shared: &Shared) -> bool {
+    shared.counters.confirmed_lsn.load(Relaxed) > 0
 }
 
 /// Whether there is something to copy before the stream.

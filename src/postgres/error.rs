@@ -212,11 +212,18 @@ fn server_problem(error: &ServerError, says: impl Fn(ProblemKind, &str) -> Probl
         "42704" if mentions("slot") => {
             says(Setup, "Check cdc.slot.name, or set cdc.slot.createIfNotExists: true to have it created.")
         }
+        // Its existence was looked at before: there was none when the change was made that is read now.
         "42704" if mentions("publication") => says(
-            Setup,
-            "Check cdc.publication.name, or set cdc.publication.createIfNotExists: true. A publication made after the changes \
-             that are read is not seen by them.",
+            Gap,
+            "Changes that were made while it was missing cannot be streamed, even if it is there again. Drop the slot (SELECT \
+             pg_drop_replication_slot(...)) and start with `cdc.snapshot.resnapshot: true` to copy the tables again.",
         ),
+        "55P03" => says(
+            Setup,
+            "Another session has it locked. See who: SELECT pid, query FROM pg_stat_activity WHERE pid IN (SELECT pid FROM \
+             pg_locks WHERE mode = 'AccessExclusiveLock').",
+        )
+        .transient(),
         "55000" if mentions("wal_level") => says(Setup, "Set wal_level = logical and restart the server."),
         // From version 16 on, and before. In other languages the slot's wal_status tells.
         "55000" if mentions("can no longer") || mentions("cannot read from logical replication slot") => says(Gap, LOST),
@@ -238,6 +245,9 @@ fn grant(error: &ServerError) -> &'static str {
     let mentions = |text: &str| message.contains(text);
     if mentions("walsender") || mentions("wal sender") || mentions("replication") {
         "Grant it as a superuser: ALTER ROLE ... REPLICATION (on Amazon RDS: GRANT rds_replication TO ...), for the role cdc.username."
+    } else if mentions("cdc_snapshot_") {
+        "Grant it: GRANT SELECT, INSERT, UPDATE, DELETE ON public.cdc_snapshot_job, public.cdc_snapshot_chunks and GRANT USAGE ON \
+         SEQUENCE public.cdc_snapshot_chunks_id_seq TO the role cdc.username."
     } else if mentions("for schema") {
         "Grant it: GRANT USAGE ON SCHEMA ... TO the role cdc.username; to create the ledger, CREATE as well."
     } else if mentions("for database") {
@@ -274,7 +284,8 @@ mod tests {
             ("42501", "must be owner of table users", Postgres, false, "owner"),
             ("55006", "replication slot \"s\" is active for PID 7", Setup, true, "cdc.slot.name"),
             ("42704", "replication slot \"s\" does not exist", Setup, false, "cdc.slot.name"),
-            ("42704", "publication \"p\" does not exist", Setup, false, "cdc.publication.name"),
+            ("42704", "publication \"p\" does not exist", Gap, false, "resnapshot"),
+            ("55P03", "canceling statement due to lock timeout", Setup, true, "pg_locks"),
             ("55000", "logical decoding requires wal_level >= logical", Setup, false, "wal_level"),
             ("55000", "can no longer get changes from replication slot \"s\"", Gap, false, "copy the tables"),
             ("58P01", "requested WAL segment 00 has already been removed", Gap, false, "copy the tables"),

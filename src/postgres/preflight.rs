@@ -56,6 +56,9 @@ pub async fn server(client: &Client) -> Result<Server, Problem> {
     })
 }
 
+/// The SQLSTATE of a statement that waited for a lock for too long.
+const LOCK_TIMEOUT: &str = "55P03";
+
 fn setup(message: impl Into<String>, hint: impl Into<String>) -> Problem {
     Problem::new(ProblemKind::Setup, message, hint)
 }
@@ -150,10 +153,13 @@ pub async fn tables(
     let cdc = &config.cdc;
     let streams = config.mode() != Mode::SnapshotOnly;
     let mut found = Vec::with_capacity(wanted.len());
+    // Even the size of a table cannot be had while somebody has it locked.
+    client.batch_execute("SET lock_timeout = '2s'").await?;
     for id in wanted {
         let configured = entry(config, id);
         let columns = configured.map(|table| table.columns.clone()).unwrap_or_default();
-        let Some(mut info) = catalog::table(client, &Wanted { id: id.clone(), columns }).await? else {
+        let looked_up = catalog::table(client, &Wanted { id: id.clone(), columns }).await;
+        let Some(mut info) = looked_up.map_err(|problem| locked(id, problem))? else {
             return Err(missing(client, id).await?);
         };
         if streams
@@ -166,6 +172,10 @@ pub async fn tables(
             }
         }
         readable(client, id).await?;
+        // Before the publication: once published, a table without a key refuses its application's UPDATE and DELETE.
+        if need_key && info.key().is_empty() {
+            return Err(crate::stream::no_key(id));
+        }
         let condition = configured
             .and_then(|table| table.query_condition.clone())
             .or_else(|| config.cdc.snapshot.query_condition.clone());
@@ -187,6 +197,22 @@ pub async fn tables(
 fn entry<'a>(config: &'a Config, id: &TableId) -> Option<&'a crate::config::Table> {
     let own = config.cdc.snapshot.tables.iter().find(|table| table.id == *id);
     own.or_else(|| config.cdc.publication.tables.iter().find(|table| table.id == *id))
+}
+
+/// Says which table it was that a lock kept from being looked at.
+fn locked(id: &TableId, problem: Problem) -> Problem {
+    if !problem.message.contains(LOCK_TIMEOUT) {
+        return problem;
+    }
+    Problem {
+        message: format!("table {id} is locked by another session (ALTER, TRUNCATE, VACUUM FULL, ...)"),
+        hint: format!(
+            "Wait for it, or see who it is: SELECT pid, query FROM pg_stat_activity WHERE pid IN \
+             (SELECT pid FROM pg_locks WHERE relation = {}::regclass).",
+            crate::table::quote_literal(&id.quoted())
+        ),
+        ..problem
+    }
 }
 
 async fn missing(client: &Client, id: &TableId) -> Result<Problem, Problem> {
@@ -236,7 +262,11 @@ async fn published(client: &Client, config: &Config, server: &Server, found: &mu
         if !cdc.publication.create_if_not_exists {
             return Err(setup(
                 format!("there is no publication {name}"),
-                "Set `cdc.publication.createIfNotExists: true`, or create it: CREATE PUBLICATION ... FOR TABLE ...",
+                format!(
+                    "Set `cdc.publication.createIfNotExists: true`, or create it: CREATE PUBLICATION {} FOR TABLE {};",
+                    crate::table::quote_identifier(name),
+                    found.iter().map(|ready| ready.info.id.quoted()).collect::<Vec<_>>().join(", ")
+                ),
             ));
         }
         publication::create(client, cdc, server.version).await?;

@@ -1,6 +1,7 @@
 //! The publication: what PostgreSQL publishes, created as configured or used as it is.
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::config::{Cdc, Operation, ReplicaIdentity, Table};
 use crate::problem::{Problem, ProblemKind};
@@ -102,8 +103,21 @@ pub async fn create(client: &Client, cdc: &Cdc, server: u32) -> Result<(), Probl
         quote_identifier(&publication.name),
         tables.join(", "),
     );
-    client.batch_execute(&sql).await?;
-    Ok(())
+    match client.batch_execute(&sql).await {
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Err(Problem::new(
+            ProblemKind::Setup,
+            format!(
+                "user {} may not create publication {}: {}",
+                cdc.username,
+                publication.name,
+                super::PostgresError::from(error)
+            ),
+            format!(
+                "It takes the owner of the tables, with CREATE on the database. As that one, or as a superuser: {sql};"
+            ),
+        )),
+        outcome => Ok(outcome?),
+    }
 }
 
 /// Sets the replica identity of a table where the configuration asks for another than it has.

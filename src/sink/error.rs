@@ -100,7 +100,9 @@ impl SinkError {
                     .to_owned()
             }
             SinkError::Broken { .. } => {
-                "Look into the log of Elasticsearch, or of the proxy before it: did it restart?".to_owned()
+                "Look into the log of Elasticsearch, or of the proxy before it: did it restart? Do elasticsearch.urls name its \
+                 port for HTTP, not another one?"
+                    .to_owned()
             }
             SinkError::Unauthorized { .. } => {
                 "Check elasticsearch.username and elasticsearch.password in the configuration.".to_owned()

@@ -7,12 +7,14 @@
 
 use futures_util::FutureExt;
 use tokio::sync::OnceCell;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement};
 
 use super::plan::Range;
 use crate::lsn::Lsn;
-use crate::problem::Problem;
-use crate::table::TableId;
+use crate::postgres::PostgresError;
+use crate::problem::{Problem, ProblemKind};
+use crate::table::{TableId, quote_identifier};
 
 const CREATE: &str = "
 CREATE TABLE IF NOT EXISTS public.cdc_snapshot_job (
@@ -75,6 +77,25 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = 'public' AND NOT a.attisdropped
   AND (c.relname, a.attname) IN (('cdc_snapshot_chunks', 'attempts'), ('cdc_snapshot_job', 'sweep'))";
 
+async fn create(client: &Client) -> Result<(), Problem> {
+    let Err(error) = client.batch_execute(CREATE).await else { return Ok(()) };
+    if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        return Err(error.into());
+    }
+    let user: String = client.query_one("SELECT current_user::text", &[]).await?.get(0);
+    Err(Problem::new(
+        ProblemKind::Setup,
+        format!(
+            "user {user} may not create the ledger (public.cdc_snapshot_job, public.cdc_snapshot_chunks): {}",
+            PostgresError::from(error)
+        ),
+        format!(
+            "GRANT USAGE, CREATE ON SCHEMA public TO {}; once the ledger is there, CREATE can be revoked.",
+            quote_identifier(&user)
+        ),
+    ))
+}
+
 /// A copy as the ledger remembers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
@@ -127,7 +148,7 @@ impl Ledger {
     pub async fn open(client: Client, job: &str, instance: &str) -> Result<Self, Problem> {
         client.batch_execute("SET synchronous_commit = off").await?;
         if !client.query_one(COMPLETE, &[]).await?.get::<_, bool>(0) {
-            client.batch_execute(CREATE).await?;
+            create(&client).await?;
         }
         Ok(Self {
             client,

@@ -100,6 +100,12 @@ impl Context {
     }
 }
 
+/// A slot that takes so long to make waits for somebody.
+const LONG_TAKE: Duration = Duration::from_secs(3);
+const OPEN_TRANSACTIONS: &str = "waiting for PostgreSQL to make the slot: it does so once every transaction that is open now \
+                                 has ended, in whatever database. See them: SELECT pid, datname, xact_start, query FROM \
+                                 pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start";
+
 fn copy_table(table: &Table) -> CopyTable {
     let info = &table.ready.info;
     CopyTable {
@@ -155,9 +161,18 @@ pub async fn initial(
         (true, false) => Origin::NewSlot(slot_name),
         (true, true) => Origin::TemporarySlot(&temporary),
     };
-    let keeper = tokio::select! {
-        keeper = Keeper::take(&config.cdc, origin, &leaves) => keeper?,
-        () = context.stop.cancelled() => return Err(copy::stopped()),
+    let take = Keeper::take(&config.cdc, origin, &leaves);
+    tokio::pin!(take);
+    let mut told = false;
+    let keeper = loop {
+        tokio::select! {
+            keeper = &mut take => break keeper?,
+            () = context.stop.cancelled() => return Err(copy::stopped()),
+            () = tokio::time::sleep(LONG_TAKE), if !told => {
+                told = true;
+                context.counters.notice(Level::Warn, OPEN_TRANSACTIONS);
+            }
+        }
     };
     if !slot && streams {
         context.counters.notice(Level::Info, format!("slot {slot_name} created at {}", keeper.lsn));

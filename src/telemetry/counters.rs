@@ -271,6 +271,17 @@ impl Counters {
             Level::Warn => tracing::warn!("{text}"),
             Level::Error => tracing::error!("{text}"),
         }
+        self.keep_notice(level, text);
+    }
+
+    /// Tells the log pane and the log file why the pipeline ends. Not stderr: whoever runs the pipeline says it there.
+    pub fn last_notice(&self, text: impl Into<String>) {
+        let text = text.into();
+        tracing::error!(target: super::log::END, "{text}");
+        self.keep_notice(Level::Error, text);
+    }
+
+    fn keep_notice(&self, level: Level, text: String) {
         let mut notices = lock(&self.notices);
         notices.seq += 1;
         let notice = Notice { seq: notices.seq, at: now(), level, text };

@@ -7,12 +7,15 @@ use etcetera::BaseStrategy as _;
 use tracing::Subscriber;
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, fmt};
 
 use crate::config::LogLevel;
 
+/// The target of events that the command line says in its own words: they go to the file only.
+pub(crate) const END: &str = "pgtide::end";
 /// Days whose files are kept.
 const DAYS: usize = 7;
 
@@ -100,7 +103,8 @@ fn build(options: &Options) -> Result<(impl Subscriber + Send + Sync, LogGuard),
     let lines = if options.json { lines.json().boxed() } else { lines.boxed() };
     let stderr = (!options.screen).then(|| {
         let colour = io::IsTerminal::is_terminal(&io::stderr());
-        fmt::layer().with_writer(io::stderr).with_ansi(colour).with_target(false)
+        let lines = fmt::layer().with_writer(io::stderr).with_ansi(colour).with_target(false);
+        lines.with_filter(filter_fn(|event| event.target() != END))
     });
     let subscriber = tracing_subscriber::registry().with(filter(options.level)).with(lines).with(stderr);
     Ok((subscriber, LogGuard { folder, _writer: guard }))
