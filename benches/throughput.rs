@@ -22,7 +22,8 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 #[tokio::main]
 async fn main() -> Outcome<()> {
-    let number = |name: &str, default: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let number =
+        |name: &str, default: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     let rows = number("PGTIDE_BENCH_ROWS", 1_000_000);
     let rounds = number("PGTIDE_BENCH_ROUNDS", 3);
     let settings = [("max_wal_size", "8GB"), ("shared_buffers", "512MB"), ("max_slot_wal_keep_size", "-1")];
@@ -181,9 +182,10 @@ impl Run {
 fn watch(pid: u32) -> (f64, f64) {
     let (mut cpu, mut resident) = (0.0, 0.0);
     loop {
-        let (Ok(stat), Ok(status)) =
-            (std::fs::read_to_string(format!("/proc/{pid}/stat")), std::fs::read_to_string(format!("/proc/{pid}/status")))
-        else {
+        let (Ok(stat), Ok(status)) = (
+            std::fs::read_to_string(format!("/proc/{pid}/stat")),
+            std::fs::read_to_string(format!("/proc/{pid}/status")),
+        ) else {
             return (cpu, resident);
         };
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
@@ -230,10 +232,8 @@ struct Store {
 
 impl Store {
     fn start() -> Outcome<Self> {
-        let mut child = Command::new(PGTIDE)
-            .args(["store", "--null", "--listen", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut child =
+            Command::new(PGTIDE).args(["store", "--null", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn()?;
         let mut url = String::new();
         BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut url)?;
         Ok(Self { child, url: url.trim().to_owned() })

@@ -20,27 +20,33 @@ const LIMIT: usize = 256 << 20;
 /// Ids that were deleted, and the version at which.
 #[derive(Debug, Default)]
 pub struct DeleteSet {
-    ids: Mutex<(HashMap<Box<[u8]>, u64, foldhash::fast::RandomState>, usize)>,
+    ids: Mutex<Ids>,
     overflowed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Ids {
+    versions: HashMap<Box<[u8]>, u64, foldhash::fast::RandomState>,
+    bytes: usize,
 }
 
 impl DeleteSet {
     /// Remembers that `id` was deleted at `version`.
     pub fn insert(&self, id: &[u8], version: u64) {
         let mut ids = lock(&self.ids);
-        if ids.1 > LIMIT {
+        if ids.bytes > LIMIT {
             self.overflowed.store(true, Ordering::Relaxed);
             return;
         }
-        if ids.0.insert(id.into(), version).is_none() {
-            ids.1 += id.len() + 64;
+        if ids.versions.insert(id.into(), version).is_none() {
+            ids.bytes += id.len() + 64;
         }
     }
 
     /// `id` was deleted at `version` or later.
     #[must_use]
     pub fn contains(&self, id: &[u8], version: u64) -> bool {
-        lock(&self.ids).0.get(id).is_some_and(|&deleted| deleted >= version)
+        lock(&self.ids).versions.get(id).is_some_and(|&deleted| deleted >= version)
     }
 
     /// More was deleted than the set holds: it can no longer be relied on.
@@ -52,7 +58,7 @@ impl DeleteSet {
     /// Everything deleted at `version` or later.
     #[must_use]
     pub fn since(&self, version: u64) -> Vec<(Box<[u8]>, u64)> {
-        lock(&self.ids).0.iter().filter(|&(_, &at)| at >= version).map(|(id, &at)| (id.clone(), at)).collect()
+        lock(&self.ids).versions.iter().filter(|&(_, &at)| at >= version).map(|(id, &at)| (id.clone(), at)).collect()
     }
 }
 

@@ -52,7 +52,12 @@ fn scenarios() {
     for (name, status) in fixture::all() {
         snapshot(name, "", &status, &[(80, 24), (120, 40), (200, 60)]);
     }
-    snapshot("backfill", "", &fixture::backfill(), &[(59, 14), (60, 15), (70, 20), (80, 36), (100, 50), (110, 36), (180, 54), (200, 24)]);
+    snapshot(
+        "backfill",
+        "",
+        &fixture::backfill(),
+        &[(59, 14), (60, 15), (70, 20), (80, 36), (100, 50), (110, 36), (180, 54), (200, 24)],
+    );
 }
 
 #[test]
