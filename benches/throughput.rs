@@ -7,6 +7,8 @@
 //!
 //! `PGTIDE_BENCH_ROWS` sets another number of rows, `PGTIDE_BENCH_ROUNDS` another number of rounds.
 
+#![allow(clippy::print_stdout, reason = "its figures are its output")]
+
 use std::error::Error;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
