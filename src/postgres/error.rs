@@ -79,7 +79,7 @@ impl ServerError {
 }
 
 /// Names in a message are the database's to choose: none may reach the terminal as an escape sequence.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

@@ -26,7 +26,7 @@ pub use reader::{Frame, Reader};
 use socket::Socket;
 
 use super::connect::{OPTIONS, address, application_name, with_fallback};
-use super::error::{PostgresError, ServerError};
+use super::error::{PostgresError, ServerError, printable};
 
 /// A logged-in replication connection that does not stream yet.
 pub struct Session {
@@ -95,7 +95,7 @@ impl Session {
                 b'S' => {
                     let mut texts = payload.split(|&byte| byte == 0);
                     if let (Some(b"server_version"), Some(version)) = (texts.next(), texts.next()) {
-                        session.server_version = String::from_utf8_lossy(version).into_owned();
+                        session.server_version = printable(&String::from_utf8_lossy(version));
                     }
                 }
                 b'K' => {
@@ -112,7 +112,7 @@ impl Session {
 
     async fn authenticate(&mut self, cdc: &Cdc) -> Result<(), PostgresError> {
         let login = |reason: &str| PostgresError::Login { address: address(cdc), reason: reason.to_owned() };
-        let refused = |error: PgWireError| login(&error.to_string());
+        let refused = |error: PgWireError| login(&printable(&error.to_string()));
         let password = || match cdc.password.0.as_str() {
             "" => Err(login("it asks for a password and cdc.password is empty")),
             password => Ok(password),
@@ -351,6 +351,8 @@ fn server_error(payload: &[u8]) -> ServerError {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncWriteExt, DuplexStream};
+
     use super::*;
 
     #[test]
@@ -368,14 +370,47 @@ mod tests {
         assert_eq!(md5_answer("md5_user", "md5_pass", &[1, 2, 3, 4]), b"md5c6ee6bd10a7adf513019b25f24df0925\0");
     }
 
-    /// A server that says `bytes` whatever it is told.
-    async fn authenticate(bytes: &[u8]) -> Result<(), PostgresError> {
-        let (stream, mut server) = tokio::io::duplex(4096);
-        tokio::io::AsyncWriteExt::write_all(&mut server, bytes).await.expect("room");
+    async fn log_in(stream: DuplexStream) -> Result<(), PostgresError> {
         let socket = Socket { stream: Box::new(stream), only_try: std::sync::Arc::default() };
         let messages = MessageReader::new().with_max_message_size(LONGEST_ANSWER);
         let mut session = Session { socket, messages, process_id: 0, server_version: String::new(), broken: false };
         session.authenticate(&Cdc { password: crate::config::Secret("secret".into()), ..Cdc::default() }).await
+    }
+
+    /// A server that says `bytes` whatever it is told.
+    async fn authenticate(bytes: &[u8]) -> Result<(), PostgresError> {
+        let (stream, mut server) = tokio::io::duplex(4096);
+        server.write_all(bytes).await.expect("room");
+        log_in(stream).await
+    }
+
+    /// A server whose last word of the exchange is `last`.
+    async fn exchange(last: &str) -> Result<(), PostgresError> {
+        let (stream, mut server) = tokio::io::duplex(4096);
+        let request = |kind: u8, text: &str| {
+            let length = u8::try_from(8 + text.len()).expect("short");
+            [b"R\0\0\0", [length].as_slice(), b"\0\0\0", &[kind], text.as_bytes()].concat()
+        };
+        let says = async {
+            server.write_all(&request(10, "SCRAM-SHA-256\0\0")).await.expect("room");
+            let mut messages = MessageReader::new();
+            let first = messages.read(&mut server).await.expect("the first message").payload;
+            let first = String::from_utf8_lossy(&first).into_owned();
+            let (_, nonce) = first.split_once("r=").expect("a nonce");
+            server.write_all(&request(11, &format!("r={nonce}x,s=c2FsdA==,i=1"))).await.expect("room");
+            messages.read(&mut server).await.expect("the last message");
+            server.write_all(&[request(12, last), request(0, "")].concat()).await.expect("room");
+        };
+        tokio::join!(log_in(stream), says).0
+    }
+
+    #[tokio::test]
+    async fn a_proof_that_is_wrong_is_refused() {
+        for last in ["v=AAAA", "e=\u{1b}[2J", ""] {
+            let error = exchange(last).await.expect_err(last);
+            assert!(matches!(error, PostgresError::Login { .. }), "{error}");
+            assert!(!error.to_string().chars().any(char::is_control), "{error:?}");
+        }
     }
 
     #[tokio::test]
