@@ -63,9 +63,9 @@ async fn a_row_is_read_only_once_its_transaction_is_seen() {
             .await
             .unwrap();
     });
-    wait_until("the stream has brought the change and looks for it", LIMIT, || async {
-        let sql = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_visible_in_snapshot(%'
-                   AND pid <> pg_backend_pid()";
+    wait_until("the stream has brought the change, and the row is looked for or read", LIMIT, || async {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND
+                   (query LIKE '%pg_visible_in_snapshot(%' OR query LIKE 'COPY (SELECT % WHERE \"id\" = %')";
         client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) > 0
     })
     .await;
