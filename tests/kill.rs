@@ -3,6 +3,7 @@
 //! `PGTIDE_KILL_SEED` sets the seed of the moments; a failure prints it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "captured, and shown when a test fails")]
 
 mod support;
 
@@ -179,7 +180,6 @@ async fn wait_chunks(client: &Client, job: &str, table: Option<&str>, before: us
 fn seed(number: u64) -> u64 {
     let given = std::env::var("PGTIDE_KILL_SEED").ok().map(|text| text.parse().expect("PGTIDE_KILL_SEED is a number"));
     let seed = given.unwrap_or_else(|| fastrand::u64(..1_000_000)) + number;
-    // Captured, and shown when the test fails.
     println!("PGTIDE_KILL_SEED={} (history {number})", seed - number);
     seed
 }
@@ -216,7 +216,7 @@ async fn history(number: u64) {
         pipeline.wait("changes came", LIMIT, |status| status.replication.changes >= wanted).await;
         tokio::time::sleep(Duration::from_micros(rng.u64(0..30_000))).await;
         pipeline.kill();
-        println!("stream, kill {kill} after {} changes", wanted);
+        println!("stream, kill {kill} after {wanted} changes");
         pipeline.start();
     }
     let ledger = Ledger::read(client, &job, None).await;
@@ -306,8 +306,8 @@ async fn a_stop_is_quick_and_acknowledges_all_that_was_answered_for() {
 /// The first mark that the slot would send.
 async fn marks_left(client: &Client, slot: &str) -> Option<i64> {
     let sql = "SELECT data FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1',
-               'publication_names', $1::text)";
-    client.query(sql, &[&slot]).await.unwrap().iter().find_map(|row| mark_in(row.get(0)))
+               'publication_names', $2)";
+    client.query(sql, &[&slot, &slot]).await.unwrap().iter().find_map(|row| mark_in(row.get(0)))
 }
 
 /// Numbers from 1, each inserted by a transaction of its own, in order.
