@@ -294,13 +294,32 @@ async fn a_stop_is_quick_and_acknowledges_all_that_was_answered_for() {
     for table in ["items", "notes", "marks"] {
         assert_equal(client, &store, table).await;
     }
-    // At rest nothing is left to be sent again.
+    // What is on its way at a stop is waited for and acknowledged.
+    let silent = Stopped::process(store.pid());
     client.batch_execute("INSERT INTO marks VALUES (0, 'mark 000000000')").await.unwrap();
-    wait_until("the last mark has its document", LIMIT, || async { store.documents("marks").await.contains_key("0") })
-        .await;
+    received(client, &job).await;
     signal(pipeline.pid(), Signal::SIGINT);
+    pipeline.wait("it stops", END, |status| status.phase == Phase::Stopping).await;
+    drop(silent);
     assert_eq!(pipeline.ended(END).await.code(), Some(0), "{}", pipeline.output());
+    assert!(store.documents("marks").await.contains_key("0"));
     assert_eq!(marks_left(client, &job).await, None);
+}
+
+/// Waits until the pipeline has received all that is committed now and PostgreSQL was told so; gives that position.
+async fn received(client: &Client, slot: &str) -> String {
+    let end: String = client.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+    wait_until("it is received", LIMIT, || told(client, slot, "write_lsn", &end)).await;
+    end
+}
+
+/// Whether PostgreSQL was told that this position is received (`write_lsn`) or may be forgotten (`flush_lsn`).
+async fn told(client: &Client, slot: &str, column: &str, position: &str) -> bool {
+    let sql = format!(
+        "SELECT coalesce(r.{column} >= $2::text::pg_lsn, FALSE) FROM pg_replication_slots s
+         JOIN pg_stat_replication r ON r.pid = s.active_pid WHERE slot_name = $1"
+    );
+    client.query_one(&sql, &[&slot, &position]).await.unwrap().get(0)
 }
 
 /// The first mark that the slot would send.
@@ -422,7 +441,7 @@ async fn a_start_waits_for_the_slot_of_a_dead_process() {
     pipeline.start();
     pipeline.wait("it streams", LIMIT, |status| status.phase == Phase::Streaming).await;
 
-    let held = Stopped::backend(slot_holder(client, &job).await.unwrap());
+    let held = Stopped::process(slot_holder(client, &job).await.unwrap());
     pipeline.kill();
     client.batch_execute("UPDATE items SET amount = -1 WHERE id < 100").await.unwrap();
     pipeline.start();
@@ -443,17 +462,43 @@ async fn a_start_waits_for_the_slot_of_a_dead_process() {
     }
 }
 
+/// A document store that answers nothing for a while, and a kill meanwhile: the slot must still have all of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_acknowledged_before_its_answer() {
+    let database = fresh_database().await;
+    fill(&database, 200).await;
+    let client = &database.client;
+    let store = StoreProcess::start();
+    let settings = settings(&database);
+    let job = settings.name.clone();
+    let mut pipeline = Pipeline::new(&database.config, &store, settings);
+    pipeline.start();
+    pipeline.wait("it streams", LIMIT, |status| status.phase == Phase::Streaming).await;
+
+    let silent = Stopped::process(store.pid());
+    client.batch_execute("UPDATE items SET amount = -1 WHERE id < 20").await.unwrap();
+    let end = received(client, &job).await;
+    assert!(!told(client, &job, "flush_lsn", &end).await, "what nobody answered for was acknowledged");
+    pipeline.kill();
+    drop(silent);
+    pipeline.start();
+    wait_confirmed(client, &job, LIMIT).await;
+    for table in TABLES {
+        assert_equal(client, &store, table).await;
+    }
+}
+
 /// The backend that streams from the slot.
 async fn slot_holder(client: &Client, slot: &str) -> Option<u32> {
     let sql = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1";
     client.query_one(sql, &[&slot]).await.unwrap().get::<_, Option<i32>>(0).map(|pid| pid.try_into().unwrap())
 }
 
-/// A backend of our own server that does nothing until this is dropped.
+/// A process of our own, or a backend of our own server, that does nothing until this is dropped.
 struct Stopped(u32);
 
 impl Stopped {
-    fn backend(pid: u32) -> Self {
+    fn process(pid: u32) -> Self {
         signal(pid, Signal::SIGSTOP);
         Self(pid)
     }
