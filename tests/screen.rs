@@ -201,11 +201,9 @@ fn every_key_does_what_it_says() {
     demo.wait_live();
     assert!(!demo_folders(demo.pid).is_empty(), "this test looks for the wrong folders");
     assert!(!processes_with(format!("/pgtide-demo-{}-", demo.pid).as_ref()).is_empty());
-    println!("{}", demo.text());
 
     demo.press("?");
     demo.wait_text("this help");
-    println!("{}", demo.text());
     demo.press(ESCAPE);
     demo.wait_without("this help");
 
@@ -222,12 +220,10 @@ fn every_key_does_what_it_says() {
             let panes: String = demo.text().lines().filter(|line| line.contains('┌')).collect();
             panes.contains(title) && others.iter().all(|other| !panes.contains(other))
         });
-        println!("{}", demo.text());
     }
 
     demo.resize(80, 24);
     demo.wait("80x24", LIMIT, |demo| demo.text().contains("Tables 2") && !demo.text().contains("Replication"));
-    println!("{}", demo.text());
     demo.resize(120, 40);
     demo.wait("120x40", LIMIT, |demo| demo.text().contains("Replication") && demo.text().contains("Local store"));
 
@@ -240,7 +236,6 @@ fn every_key_does_what_it_says() {
     demo.press("py");
     demo.wait("PAUSED", LIMIT, |demo| demo.line(0).contains("PAUSED"));
     let (newest, shown) = (demo.newest_event(), demo.text());
-    println!("{shown}");
     assert!(shown.contains("p:Resume"), "{shown}");
     demo.wait("a pause of 3 s", LIMIT, |demo| {
         // The seconds that the header counts.
@@ -253,7 +248,6 @@ fn every_key_does_what_it_says() {
 
     demo.press("r");
     demo.wait_text("Type the table name to go on");
-    println!("{}", demo.text());
     demo.press("books\t\r");
     demo.wait_text("That is not its name. Nothing was sent.");
     demo.press(&"\x7f".repeat(5));
@@ -267,7 +261,6 @@ fn every_key_does_what_it_says() {
     });
     demo.press("6");
     demo.wait_text("public.users: copied again");
-    println!("{}", demo.text());
     assert!(!demo.text().contains("public.books: copied again"));
     assert_eq!(demo.text().matches("resnapshot asked for").count(), 1, "{}", demo.text());
     demo.press("1");
@@ -275,7 +268,6 @@ fn every_key_does_what_it_says() {
 
     demo.press("q");
     demo.wait_text("Stop and checkpoint");
-    println!("{}", demo.text());
     demo.press(ESCAPE);
     demo.wait_without("Stop and checkpoint");
     demo.press("q");
@@ -289,7 +281,6 @@ fn every_key_does_what_it_says() {
 fn sigterm_ends_it_in_order() {
     let mut demo = Demo::start(80, 24, &["--chunk-size", "500"], &[]);
     demo.wait_live();
-    println!("{}", demo.text());
     signal(demo.pid, Signal::SIGTERM);
     demo.ends_with(0);
 }

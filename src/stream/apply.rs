@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use super::fill::current_row;
+use super::fill::{current_row, seen};
 use super::relations::{Relation, Relations};
 use super::tracker::Tracker;
 use crate::change::{Action, ActionBody, Field, Handler, Operation, Row};
@@ -33,6 +33,8 @@ struct Transaction {
     committed_at: Micros,
     xid: u32,
     mapped: bool,
+    /// Other sessions see it.
+    seen: bool,
 }
 
 /// Applies what the stream says.
@@ -121,7 +123,8 @@ impl Applier {
             }
             Message::Delete { oid, old, .. } => self.delete(oid, old)?,
             Message::Begin { final_lsn, commit_time, xid } => {
-                self.transaction = Transaction { commit: final_lsn, committed_at: commit_time, xid, mapped: false };
+                self.transaction =
+                    Transaction { commit: final_lsn, committed_at: commit_time, xid, mapped: false, seen: false };
                 self.tracker.begin(final_lsn);
             }
             Message::Commit { end_lsn, commit_time, .. } => {
@@ -250,9 +253,14 @@ impl Applier {
 
     /// Reads the row that an update left holes in, as it is now, and writes that under the update's version: a newer
     /// content than the update's own is right, as every later change has a higher version. A row that is gone by now
-    /// is left alone: its delete, or the update that moved its key, is still to come.
+    /// is left alone: its delete, or the update that moved its key, is still to come. An older one would stay for good,
+    /// so the transaction has to be seen first.
     async fn fill(&mut self, oid: u32, old: Option<(Old, Tuple<'_>)>, new: Tuple<'_>) -> Result<(), Problem> {
         let Some((relation, _)) = mapped(&self.relations, oid)? else { return Ok(()) };
+        if !self.transaction.seen {
+            seen(&self.client, self.transaction.xid).await?;
+            self.transaction.seen = true;
+        }
         match current_row(&self.client, &relation.table, &relation.shape, new).await? {
             Some(line) => {
                 let mut splitter = Splitter::default();

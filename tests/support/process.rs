@@ -45,7 +45,7 @@ impl Drop for Owned {
 
 /// `pgtide store` on a free port.
 pub struct StoreProcess {
-    _child: Owned,
+    child: Owned,
     /// Its URL, without a slash at the end.
     pub url: String,
     client: reqwest::Client,
@@ -61,7 +61,11 @@ impl StoreProcess {
         let child = Owned(child);
         assert!(read.unwrap() > 0, "the store printed no URL");
         let url = url.trim().trim_end_matches('/').to_owned();
-        Self { _child: child, url, client: http() }
+        Self { child, url, client: http() }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.0.id()
     }
 
     async fn call(&self, path: &str, body: &Value) -> Value {
