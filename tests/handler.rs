@@ -96,7 +96,9 @@ type Row = Option<Value>;
 
 /// What a handler was told: the change, the new row, the old one.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<(Operation, Row, Row, Lsn, u32)>>>);
+struct Told(Arc<Mutex<Vec<Heard>>>);
+
+type Heard = (Operation, Row, Row, Lsn, u32);
 
 impl Told {
     /// The example's handler, which tells here.

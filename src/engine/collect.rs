@@ -176,10 +176,13 @@ fn replication(shared: &Shared, wal_rate: f64, keep_limit: Option<u64>, at: i64)
     }
     let slot = lock(&shared.slot).clone();
     let position = |raw: u64| (raw > 0).then_some(Lsn(raw));
-    let current = slot.as_ref().map(|slot| slot.current_lsn);
+    let received = position(counters.received_lsn.load(Relaxed));
     let confirmed = slot.as_ref().and_then(|slot| slot.confirmed_lsn);
     // What the slot says is up to a second old; what we know ourselves may be newer.
     let confirmed = confirmed.max(position(counters.confirmed_lsn.load(Relaxed)).filter(|_| confirmed.is_some()));
+    // What was received has been written.
+    let current = slot.as_ref().map(|slot| slot.current_lsn).map(|current| Some(current).max(received).max(confirmed));
+    let current = current.flatten();
     let restart = slot.as_ref().and_then(|slot| slot.restart_lsn);
     let lag_bytes = distance(current, confirmed);
     let oldest = counters.oldest_commit.load(Relaxed);
@@ -201,7 +204,7 @@ fn replication(shared: &Shared, wal_rate: f64, keep_limit: Option<u64>, at: i64)
         active_pid: slot.as_ref().and_then(|slot| slot.active_pid),
         wal_status: slot.as_ref().map(|slot| slot.wal_status.clone()).filter(|status| !status.is_empty()),
         current_lsn: current,
-        received_lsn: position(counters.received_lsn.load(Relaxed)),
+        received_lsn: received,
         confirmed_lsn: confirmed,
         restart_lsn: restart,
         lag_bytes,

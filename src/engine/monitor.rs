@@ -22,6 +22,7 @@ use crate::telemetry::lock;
 pub(super) struct Average {
     last: Option<f64>,
     value: f64,
+    seconds: f64,
 }
 
 impl Average {
@@ -32,7 +33,9 @@ impl Average {
             return;
         }
         let rate = ((total - last) / elapsed).max(0.0);
-        let weight = 1.0 - (-elapsed / span).exp();
+        // Until there is a whole span of samples, the average is over those there are.
+        self.seconds += elapsed;
+        let weight = 1.0 - (-elapsed / span.min(self.seconds)).exp();
         self.value += weight * (rate - self.value);
         if self.value < 0.005 {
             self.value = 0.0;

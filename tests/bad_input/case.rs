@@ -178,7 +178,7 @@ impl Case {
     /// The same configuration as the program reads it.
     pub(crate) fn loaded(&self) -> Config {
         std::fs::write(self.file(), self.config.to_string()).unwrap();
-        Config::load(&self.file()).unwrap().config
+        Config::load(self.file()).unwrap().config
     }
 
     /// An engine as the screen runs it: it tries again, and stays when it has failed.
@@ -234,7 +234,8 @@ impl Running {
         let output = tokio::spawn(async move {
             let (mut out, mut err) = (String::new(), String::new());
             let (a, b) = tokio::join!(stdout.read_to_string(&mut out), stderr.read_to_string(&mut err));
-            (a.unwrap(), b.unwrap());
+            a.unwrap();
+            b.unwrap();
             (out, err)
         });
         Self { child, output, began }
