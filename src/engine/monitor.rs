@@ -157,6 +157,8 @@ pub(super) async fn watch_slot(shared: Arc<Shared>, server: Server, stop: Cancel
             Err(problem) => {
                 tracing::debug!(%problem, "slot monitor");
                 client = None;
+                // What was so before is not known to be so now.
+                *lock(&shared.slot) = None;
             }
         }
         tokio::select! {

@@ -125,6 +125,8 @@ impl Shared {
 
     /// Something that may pass is in the way, for the `attempts`th time.
     pub(super) fn set_trouble(&self, problem: Problem, attempts: u32) {
+        // Nobody looks at the slot until there is a connection again.
+        *lock(&self.slot) = None;
         self.set_phase(Phase::Degraded, Some(problem));
         lock(&self.state).attempts = attempts;
     }
