@@ -25,7 +25,7 @@ async fn rig_with_books(rig: &Rig) -> Engine {
 /// Waits until PostgreSQL has taken two more status updates of the pipeline's walsender: what the pipeline was willing
 /// to acknowledge at the call has arrived then.
 async fn two_updates(rig: &Rig) {
-    let sql = "SELECT max(reply_time)::text FROM pg_stat_replication r JOIN pg_stat_activity a USING (pid)
+    let sql = "SELECT coalesce(max(reply_time)::text, 'none yet') FROM pg_stat_replication r JOIN pg_stat_activity a USING (pid)
                WHERE a.datname = current_database()";
     for _ in 0..2 {
         let last = rig.text(sql).await;
