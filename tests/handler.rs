@@ -9,9 +9,12 @@ mod support;
 use std::sync::{Arc, Mutex};
 
 use pgtide::change::{self, Action, Change, Handler, Operation};
+use pgtide::engine::Command;
 use pgtide::lsn::Lsn;
+use pgtide::table::TableId;
 use serde_json::{Value, json};
-use support::pipeline::{Rig, live, metric, operations, stop};
+use support::pipeline::{LIMIT, Rig, live, metric, operations, stop};
+use support::wait_until;
 
 const USERS: &str = "CREATE TABLE users (id int PRIMARY KEY, name text, born date)";
 
@@ -173,5 +176,55 @@ async fn a_table_without_a_key_may_have_a_handler() {
     let documents = rig.documents("users");
     assert_eq!(documents.keys().collect::<Vec<_>>(), ["2", "3"]);
     assert_eq!(documents["2"], json!({"id": 2, "name": "Hopper", "operation": "UPDATE"}));
+    stop(engine).await;
+}
+
+/// What is deleted while the table is copied again stays deleted where the handler had put it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deletes_during_a_resnapshot_hold_in_its_indices() {
+    let rig = Rig::new().await;
+    rig.sql("CREATE TABLE users (id int PRIMARY KEY, country text); ALTER TABLE users REPLICA IDENTITY FULL").await;
+    rig.sql("INSERT INTO users VALUES (1, 'nl'), (2, 'fr'), (3, 'nl'), (4, 'fr')").await;
+    let mut config = rig.config(&["users"]);
+    config.elasticsearch.table_index_mapping.clear();
+    config.cdc.snapshot.workers = Some(1);
+    let engine = rig.start_with(config, Some(Arc::new(by_country)));
+    live(&engine).await;
+    rig.hold(1);
+    engine.control().send(Command::Resnapshot(TableId::new("public", "users"))).await.unwrap();
+    rig.until_held().await;
+    rig.sql("DELETE FROM users WHERE id <= 2").await;
+    rig.delivered().await;
+    rig.store.forget_tombstones();
+    rig.store.clear_faults();
+    wait_until("the resnapshot has ended", LIMIT, || async { !engine.status().tables[0].resnapshot }).await;
+    let ids = |index: &str| rig.documents(index).into_keys().collect::<Vec<_>>();
+    assert_eq!((ids("home"), ids("abroad")), (vec!["3".to_owned()], vec!["4".to_owned()]));
+    let status = engine.status();
+    assert_eq!((status.sink.rejected, &status.tables[0].problem), (0, &None));
+    stop(engine).await;
+}
+
+/// Like the example, but a changed key takes the old document away.
+fn moving(change: &Change<'_>) -> Vec<Action> {
+    let mut actions = example::handler(change);
+    if let (Operation::Update, Some(old)) = (change.operation, change.old) {
+        actions.insert(0, Action::delete(old.get("id").unwrap().to_string()));
+    }
+    actions
+}
+
+/// A row that moved and has gone again before its large value could be read leaves no document behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_moved_and_is_gone_is_told_as_deleted() {
+    let rig = Rig::new().await;
+    rig.sql(USERS).await;
+    rig.sql("INSERT INTO users SELECT n, string_agg(md5(random()::text), '') FROM generate_series(1, 2) n, generate_series(1, 400) GROUP BY n").await;
+    let engine = rig.start_with(rig.config(&["users"]), Some(Arc::new(moving)));
+    live(&engine).await;
+    rig.sql("BEGIN; UPDATE users SET id = 11 WHERE id = 1; DELETE FROM users WHERE id = 11; COMMIT").await;
+    rig.sql("UPDATE users SET id = 12 WHERE id = 2").await;
+    rig.delivered().await;
+    assert_eq!(rig.documents("users").keys().collect::<Vec<_>>(), ["12"]);
     stop(engine).await;
 }

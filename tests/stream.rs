@@ -5,8 +5,8 @@
 mod support;
 
 use pgtide::config::Mode;
-use pgtide::engine::Command;
-use pgtide::engine::Phase;
+use pgtide::engine::{Command, Phase};
+use pgtide::lsn::Lsn;
 use support::pipeline::{LIMIT, Rig, ended, metric, operations, phase, stop};
 use support::wait_until;
 
@@ -111,9 +111,10 @@ async fn changes_while_it_is_down_come_after_the_start() {
     rig.sql("INSERT INTO books SELECT n, 'first' FROM generate_series(11, 15) n").await;
     rig.equal("books").await;
     assert_eq!(operations(&engine.status(), "public.books"), [5.0, 0.0, 0.0]);
-    let committed = rig.position().await;
     stop(engine).await;
-    assert!(rig.confirmed().await >= committed, "a clean stop left answered changes unacknowledged");
+    // Its commit record ends behind the position that is its version.
+    let committed = Lsn(rig.version("books", "15").try_into().unwrap());
+    assert!(rig.confirmed().await > committed, "a clean stop left answered changes unacknowledged");
 
     rig.sql("INSERT INTO books SELECT n, 'down' FROM generate_series(21, 25) n").await;
     rig.sql("UPDATE books SET title = 'changed' WHERE id = 1; DELETE FROM books WHERE id = 2").await;
@@ -368,14 +369,17 @@ async fn a_stop_ends_cleanly_while_changes_arrive() {
         engine.control().send(Command::Stop).await.unwrap();
         ended(&mut engine).await.unwrap();
         assert_eq!(engine.status().phase, Phase::Stopped);
-        // What it has sent and been answered for is acknowledged.
-        let versions = rig.store.documents("books").into_values().map(|(version, _)| version);
-        assert!(rig.confirmed().await.0 > u64::try_from(versions.max().unwrap()).unwrap());
+        // All is acknowledged but at most the one transaction whose end had not been read yet.
+        let mut versions: Vec<_> = rig.store.documents("books").into_values().map(|(version, _)| version).collect();
+        versions.sort_unstable();
+        let last_but_one = Lsn(versions[versions.len() - 2].try_into().unwrap());
+        assert!(rig.confirmed().await > last_but_one, "answered changes were left unacknowledged");
         writer.await.unwrap();
     }
     let engine = rig.run(rig.config(&["books"])).await;
     rig.equal("books").await;
     assert_eq!(rig.documents("books").len(), 600);
-    assert_eq!(rig.store.stats().items, 600, "acknowledged changes came again");
+    let items = rig.store.stats().items;
+    assert!((600..=603).contains(&items), "{items} items: acknowledged changes came again");
     stop(engine).await;
 }

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use super::deletes::DeleteSet;
+use super::deletes::{DeleteSet, action_key};
 use super::keeper;
 use super::ledger::{ChunkRow, Ledger};
 use crate::change::{ActionBody, Field, Handler, Operation, Row};
@@ -276,7 +276,7 @@ impl Worker {
                 xid: 0,
             };
             for action in handled.actions(Operation::Snapshot, Some(row), None) {
-                let gone = |deletes: &Arc<DeleteSet>| deletes.contains(action.id.as_bytes(), copying.version);
+                let gone = |deletes: &Arc<DeleteSet>| deletes.contains(&action_key(&action), copying.version);
                 if matches!(action.body, ActionBody::Index(_)) && copying.deletes.as_ref().is_some_and(gone) {
                     continue;
                 }

@@ -12,12 +12,25 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
+use crate::change::{Action, ActionBody};
 use crate::telemetry::lock;
 
 /// Bytes of ids that the set may hold. Beyond it the resnapshot is given up rather than the memory.
 const LIMIT: usize = 256 << 20;
 
-/// Ids that were deleted, and the version at which.
+/// What names the document of a handler's action in a [`DeleteSet`]: its index and routing belong to it.
+pub(crate) fn action_key(action: &Action) -> Vec<u8> {
+    // Texts always serialise.
+    serde_json::to_vec(&(&action.id, &action.index, &action.routing)).unwrap_or_default()
+}
+
+/// The delete of the document that [`action_key`] names.
+pub(crate) fn delete_action(key: &[u8]) -> Option<Action> {
+    let (id, index, routing) = serde_json::from_slice(key).ok()?;
+    Some(Action { id, index, routing, body: ActionBody::Delete })
+}
+
+/// What was deleted, by document id (of a handler's actions: by [`action_key`]), and the version at which.
 #[derive(Debug, Default)]
 pub struct DeleteSet {
     ids: Mutex<Ids>,
@@ -135,6 +148,17 @@ impl Resnapshots {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_action_is_named_whole() {
+        let action = Action::delete("1\n\"").in_index("a");
+        let routed = action.clone().routed("r");
+        assert_ne!(action_key(&action), action_key(&routed));
+        for action in [action, routed, Action::delete("")] {
+            assert_eq!(delete_action(&action_key(&action)), Some(action));
+        }
+        assert_eq!(delete_action(b"7"), None);
+    }
 
     #[test]
     fn deletes_before_the_snapshot_do_not_count() {

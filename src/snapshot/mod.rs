@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 pub use self::copy::{Copied, CopyTable, Copying};
+pub(crate) use self::deletes::action_key;
 pub use self::deletes::{DeleteSet, Resnapshots};
 pub use self::keeper::{Keeper, Origin};
 pub use self::ledger::{ChunkRow, Job, Ledger};
@@ -21,7 +22,7 @@ pub use self::plan::{Range, plan};
 use crate::change::Handler;
 use crate::config::{Config, Mode};
 use crate::gate::Gate;
-use crate::mapping::{Shape, TableMapping};
+use crate::mapping::{Shape, TableMapping, unwritable};
 use crate::postgres::catalog::Leaf;
 use crate::postgres::preflight::Ready;
 use crate::problem::{Problem, ProblemKind};
@@ -411,7 +412,12 @@ async fn redo_deletes(
     for batch in deletes.since(version).chunks(limit.max(1)) {
         let mut body = Body::with_capacity(batch.len() * 96);
         for (id, at) in batch {
-            body.delete(&mapping.target, id, at.saturating_sub(1));
+            let version = at.saturating_sub(1);
+            if context.handler.is_none() {
+                body.delete(&mapping.target, id, version);
+            } else if let Some(action) = deletes::delete_action(id) {
+                body.action(&mapping.target, &action, version).map_err(unwritable)?;
+            }
         }
         context.sink.deliver(body, stop).await?;
     }

@@ -16,7 +16,7 @@ use crate::mapping::{Handled, TableMapping, unwritable, write_row};
 use crate::postgres::pgoutput::{Message, Oids, Old, Tuple, decode, system_time};
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::{Lanes, Sink};
-use crate::snapshot::Resnapshots;
+use crate::snapshot::{Resnapshots, action_key};
 use crate::status::{Event, EventKind, Level, Micros};
 use crate::telemetry::{Counters, now};
 use crate::text::copy::Splitter;
@@ -270,14 +270,26 @@ impl Applier {
             None => {
                 let Some((relation, mapping)) = mapped(&self.relations, oid)? else { return Ok(()) };
                 self.counters.tables[mapping.number].updates.fetch_add(1, Relaxed);
-                if self.handler.is_none()
-                    && let Some((_, old)) = old
-                    && relation.shape.id(&mut self.old_id, old.iter())
+                let Some((_, old)) = old else { return Ok(()) };
+                let moved = relation.shape.id(&mut self.old_id, old.iter())
                     && relation.shape.id(&mut self.id, new.iter())
-                    && self.old_id != self.id
-                {
-                    remove(&mut self.lanes, &self.resnapshots, mapping, &self.old_id, self.transaction.commit);
+                    && self.old_id != self.id;
+                if !moved {
+                    return Ok(());
                 }
+                let Some(handler) = self.handler.clone() else {
+                    remove(&mut self.lanes, &self.resnapshots, mapping, &self.old_id, self.transaction.commit);
+                    return Ok(());
+                };
+                // There is no row to show; that the old key has none any more is what can be said.
+                let fields: Vec<Field<'_>> = old.iter().collect();
+                let actions = handled(&handler, mapping, self.transaction).actions(
+                    Operation::Delete,
+                    None,
+                    Some(row(relation, &fields)),
+                );
+                let mapping = Arc::clone(mapping);
+                self.act(&mapping, &actions, EventKind::Update)?;
             }
         }
         Ok(())
@@ -342,7 +354,7 @@ impl Applier {
         for action in actions {
             let commit = self.transaction.commit;
             if matches!(action.body, ActionBody::Delete) {
-                self.resnapshots.deleted(mapping.number, action.id.as_bytes(), commit.0);
+                self.resnapshots.deleted(mapping.number, &action_key(action), commit.0);
             }
             let body = self.lanes.body_for_action(&mapping.target, action, commit);
             body.action(&mapping.target, action, commit.0).map_err(unwritable)?;
