@@ -160,7 +160,7 @@ fn snapshot(config: &Config, context: &Context<'_>) {
     if snapshot.claim_timeout <= snapshot.heartbeat_interval {
         context.refuse(
             "cdc.snapshot.claimTimeout",
-            "must be longer than heartbeatInterval, or a live worker's chunk is taken from it",
+            "must be longer than heartbeatInterval, or a live process is said to hang",
         );
     }
     if snapshot.enabled && snapshot.mode == Mode::Never {

@@ -223,7 +223,7 @@ pub struct Snapshot {
     pub mode: Mode,
     /// `chunkSize`: rows a chunk should hold, default 8000.
     pub chunk_size: u64,
-    /// `claimTimeout`: a claim without a heartbeat for so long may be taken over, default 30 s.
+    /// `claimTimeout`: a process that holds the job and gave no heartbeat for so long is said to hang, default 30 s.
     pub claim_timeout: Duration,
     /// `heartbeatInterval`, default 5 s.
     pub heartbeat_interval: Duration,
@@ -265,7 +265,8 @@ pub struct Elasticsearch {
     pub batch_size_limit: usize,
     /// `batchByteSizeLimit`: bytes in a bulk at most, before compression.
     pub batch_byte_size_limit: usize,
-    /// `batchTickerDuration`: the longest that a change waits for its bulk to fill. A bulk is sent at once when nothing is in flight.
+    /// `batchTickerDuration`: how long after a bulk the next one waits to fill, default 10 ms. The first change after
+    /// a pause does not wait.
     pub batch_ticker_duration: Duration,
     /// `concurrentRequest`: bulks in flight at most.
     pub concurrent_request: usize,
@@ -340,7 +341,7 @@ impl Default for Elasticsearch {
             table_index_mapping: BTreeMap::new(),
             batch_size_limit: 10_000,
             batch_byte_size_limit: 5 << 20,
-            batch_ticker_duration: Duration::from_secs(1),
+            batch_ticker_duration: Duration::from_millis(10),
             concurrent_request: 4,
             compression_enabled: false,
             max_conns_per_host: 512,

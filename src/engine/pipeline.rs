@@ -318,9 +318,10 @@ async fn open_ledger(shared: &Shared, config: &Config) -> Result<Arc<Ledger>, Pr
     };
     let ledger = Ledger::open(connect(cdc, "ledger").await?, &job, &shared.instance).await?;
     if !ledger.try_lock().await? {
+        let holder = ledger.holder(cdc.snapshot.claim_timeout).await?;
         return Err(Problem::new(
             ProblemKind::Setup,
-            format!("another pgtide works on {job}"),
+            format!("another pgtide works on {job}{holder}"),
             "Stop it, or give this one another `cdc.slot.name`.",
         )
         .transient());

@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::body::{Body, Target, hash_id, hash_index};
@@ -14,13 +16,16 @@ use super::stats::Queued;
 use crate::change::Action;
 use crate::lsn::Lsn;
 
-/// When a body is full.
+/// When a body is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Items.
     pub documents: usize,
     /// Bytes, before compression. The item that reaches it may go beyond.
     pub bytes: usize,
+    /// How long after a lane's last body the next one waits for more, if it is not full. The first after a pause does
+    /// not wait.
+    pub linger: Duration,
 }
 
 /// Bodies under construction and on their way, one of each in every lane and one between.
@@ -44,6 +49,8 @@ struct Lane {
     body: Body,
     /// The commit of the first operation in `body`; says nothing while that is empty.
     commit: Lsn,
+    /// When the last body was handed over.
+    sent: Option<Instant>,
     sender: mpsc::Sender<Load>,
     /// The first commit of each body handed over and not answered yet, oldest first.
     pending: Pending,
@@ -81,7 +88,14 @@ impl Lanes {
             let (sender, receiver) = mpsc::channel(1);
             let pending = Pending::default();
             let task = run(sink.clone(), receiver, Arc::clone(&pending), Arc::clone(&shared), stop.clone());
-            Lane { body: sink.body(), commit: Lsn::ZERO, sender, pending, task: tokio::spawn(task).abort_handle() }
+            Lane {
+                body: sink.body(),
+                commit: Lsn::ZERO,
+                sent: None,
+                sender,
+                pending,
+                task: tokio::spawn(task).abort_handle(),
+            }
         };
         let lanes = (0..count.max(1)).map(lane).collect();
         Self { sink, limits, lanes, last: 0, full: false, shared }
@@ -136,16 +150,28 @@ impl Lanes {
         Ok(())
     }
 
-    /// Hands over every body that holds something and whose lane has nothing to do. Does not wait.
-    pub fn flush_idle(&mut self) {
+    /// Hands over every body that holds something, has lingered, and whose lane has nothing to do. Does not wait.
+    /// Answers when the next of those that linger is due: call it again then.
+    pub fn flush_idle(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut next: Option<Instant> = None;
         for lane in &mut self.lanes {
-            if !lane.body.is_empty()
-                && lock(&lane.pending).is_empty()
-                && let Ok(permit) = lane.sender.clone().try_reserve_owned()
-            {
-                permit.send(lane.load(&self.sink));
+            if lane.body.is_empty() || !lock(&lane.pending).is_empty() {
+                continue;
+            }
+            // None: further away than a moment can tell; drained at the end.
+            let due = lane.sent.map_or(Some(now), |sent| sent.checked_add(self.limits.linger));
+            match due {
+                Some(due) if due <= now => {
+                    if let Ok(permit) = lane.sender.clone().try_reserve_owned() {
+                        permit.send(lane.load(&self.sink));
+                    }
+                }
+                Some(due) => next = Some(next.map_or(due, |next| next.min(due))),
+                None => {}
             }
         }
+        next
     }
 
     /// Waits until everything written so far is answered for good. May be cancelled: nothing is lost then.
@@ -231,6 +257,7 @@ impl Lane {
     fn load(&mut self, sink: &Sink) -> Load {
         let queued = sink.queue(self.body.len());
         lock(&self.pending).push_back(self.commit);
+        self.sent = Some(Instant::now());
         Load { body: std::mem::replace(&mut self.body, sink.body()), queued }
     }
 }

@@ -5,6 +5,8 @@
 //! record of a completed chunk costs a second copy of it and nothing else, so chunk rows are written without waiting
 //! for the disk.
 
+use std::time::Duration;
+
 use futures_util::FutureExt;
 use tokio::sync::OnceCell;
 use tokio_postgres::error::SqlState;
@@ -173,6 +175,30 @@ impl Ledger {
             )
             .await?;
         Ok(row.get(0))
+    }
+
+    /// Who has the lock, in words, as [`try_lock`](Self::try_lock) did not get it. A process that copies and whose last
+    /// sign of life is older than `claim_timeout` is said to hang.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn holder(&self, claim_timeout: Duration) -> Result<String, Problem> {
+        // A lock of 64 bits shows as two halves, objsubid 1: "pg_locks" in PostgreSQL's manual.
+        let held = "SELECT l.pid,
+                (SELECT claimed_by FROM public.cdc_snapshot_chunks c
+                 WHERE slot_name = $1 AND status = 'in_progress' ORDER BY heartbeat_at DESC NULLS LAST LIMIT 1),
+                (SELECT extract(epoch FROM now() AT TIME ZONE 'UTC' - max(heartbeat_at))::float8
+                 FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND status = 'in_progress')
+             FROM pg_catalog.pg_locks l, pg_catalog.hashtextextended('pgtide ' || $1, 0) AS key
+             WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+               AND (l.classid::int8 << 32 | l.objid::int8) = key
+               AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
+        let Some(row) = self.client.query_opt(held, &[&self.job]).await? else { return Ok(String::new()) };
+        let (pid, instance, silent): (i32, Option<String>, Option<f64>) = (row.get(0), row.get(1), row.get(2));
+        let instance = instance.map(|instance| format!("instance {instance}, ")).unwrap_or_default();
+        let silent = silent.filter(|silent| *silent > claim_timeout.as_secs_f64());
+        let silent = silent.map(|silent| format!(", which gave no sign of life for {silent:.0} s: it may hang"));
+        Ok(format!(" ({instance}backend {pid}{})", silent.unwrap_or_default()))
     }
 
     /// Begins a transaction that is on disk once it has committed. Only one at a time, with no other statement in

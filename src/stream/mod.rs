@@ -7,6 +7,7 @@ mod tracker;
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::apply::Applier;
@@ -57,8 +58,11 @@ pub async fn run(options: Options) -> Result<(), Problem> {
     let session = Session::connect(cdc, "stream").await?;
     // From wherever the slot stands: a position of ours that is ahead of it would silently skip.
     let (mut reader, feedback) = session.start(&cdc.slot.name, Lsn::ZERO, &cdc.publication.name).await?;
-    let limits =
-        Limits { documents: config.elasticsearch.batch_size_limit, bytes: config.elasticsearch.batch_byte_size_limit };
+    let limits = Limits {
+        documents: config.elasticsearch.batch_size_limit,
+        bytes: config.elasticsearch.batch_byte_size_limit,
+        linger: config.elasticsearch.batch_ticker_duration,
+    };
     // Bulks on their way are given up only when the process is told to stop a second time: their answers decide what
     // may be confirmed.
     let give_up = CancellationToken::new();
@@ -108,7 +112,7 @@ async fn read(
                 Frame::KeepAlive { wal_end, .. } => applier.tracker.keepalive(wal_end),
             }
         }
-        applier.lanes.flush_idle();
+        let due = applier.lanes.flush_idle();
         feedback.confirm(applier.confirm());
         if let Some(failed) = applier.lanes.failed() {
             return Err(failed.into());
@@ -131,6 +135,7 @@ async fn read(
                 }
             }
             () = answered.notified() => {}
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             filled = reader.fill() => filled?,
         }
     }

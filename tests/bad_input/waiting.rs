@@ -1,6 +1,6 @@
 //! As the screen runs it: what may pass is waited for, and what does not stays to be looked at.
 
-use pgtide::engine::{Command, Phase};
+use pgtide::engine::{Command, Phase, Status};
 use pgtide::postgres::replication::Session;
 use pgtide::problem::ProblemKind;
 use pgtide::store::{Options, Store};
@@ -8,7 +8,7 @@ use pgtide::store::{Options, Store};
 use crate::case::{Case, SOON, free_port, loopback, says, status_when};
 use crate::support::own_server;
 
-fn is_trouble(status: &pgtide::engine::Status) -> bool {
+fn is_trouble(status: &Status) -> bool {
     status.phase == Phase::Degraded && status.attempts > 1
 }
 
@@ -58,6 +58,31 @@ async fn a_slot_that_is_released_later() {
     drop(held);
     status_when(&engine, "streaming", |status| status.phase == Phase::Streaming).await;
     case.becomes_equal().await;
+    engine.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_process_hangs() {
+    let case = Case::new().await;
+    case.starts().await;
+    let beat = "UPDATE cdc_snapshot_chunks SET status = 'in_progress', claimed_by = 'tide-7',
+                       heartbeat_at = now() AT TIME ZONE 'UTC' - make_interval(secs => $2)
+                WHERE slot_name = $1";
+    let lock = "SELECT pg_advisory_lock(hashtextextended('pgtide ' || $1, 0)), pg_backend_pid()";
+    let pid: i32 = case.client.query_one(lock, &[&case.slot]).await.unwrap().get(1);
+    let holder = format!("(instance tide-7, backend {pid}");
+    case.client.execute(beat, &[&case.slot, &3600.0]).await.unwrap();
+    let engine = case.engine();
+    let status = status_when(&engine, "in trouble", is_trouble).await;
+    says(status.problem.as_ref(), ProblemKind::Setup, &["another pgtide works on", &holder, "no sign of life for 360"]);
+    case.client.execute(beat, &[&case.slot, &1.0]).await.unwrap();
+    let shorter =
+        |status: &Status| status.problem.as_ref().is_some_and(|it| it.message.ends_with(&format!("{holder})")));
+    status_when(&engine, "in trouble without a word of hanging", shorter).await;
+    let free = "SELECT pg_advisory_unlock(hashtextextended('pgtide ' || $1, 0))";
+    assert!(case.client.query_one(free, &[&case.slot]).await.unwrap().get::<_, bool>(0));
+    status_when(&engine, "streaming", |status| status.phase == Phase::Streaming).await;
+    case.equal().await;
     engine.stop().await.unwrap();
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::deliver::Model;
@@ -12,7 +13,7 @@ use crate::change::Action;
 use crate::lsn::Lsn;
 use crate::sink::{Body, Lanes, Limits, SinkError, Target};
 
-const LIMITS: Limits = Limits { documents: 3, bytes: 1 << 20 };
+const LIMITS: Limits = Limits { documents: 3, bytes: 1 << 20, linger: Duration::ZERO };
 
 fn add(body: &mut Body, target: &Target, id: &str, version: u64) {
     body.index(target, id.as_bytes(), version, |out| out.extend_from_slice(b"{}"));
@@ -183,10 +184,43 @@ async fn idle_lanes_send_what_there_is_and_busy_ones_wait() {
 }
 
 #[tokio::test]
+async fn the_first_change_goes_at_once_and_the_next_ones_linger() {
+    let server = Server::start(|_, request| Reply::json(200, &all_ok(request))).await;
+    let (sink, _folder) = sink(&server.url);
+    let linger = Duration::from_millis(50);
+    let mut lanes = Lanes::new(sink, 1, Limits { linger, ..LIMITS }, CancellationToken::new());
+    let answered = lanes.answered();
+    let target = Target::new("users", 0);
+    let before = Instant::now();
+    add(lanes.body_for(&target, b"1", Lsn(1)), &target, "1", 1);
+    assert_eq!(lanes.flush_idle(), None);
+    let after = Instant::now();
+    answered.notified().await;
+    for id in ["2", "3"] {
+        add(lanes.body_for(&target, id.as_bytes(), Lsn(2)), &target, id, 2);
+    }
+    let due = lanes.flush_idle().unwrap();
+    assert!((before + linger..=after + linger).contains(&due));
+    assert_eq!(lanes.under_construction(), 2);
+    tokio::time::sleep_until(due).await;
+    assert_eq!(lanes.flush_idle(), None);
+    answered.notified().await;
+    // Neither a full body nor the end waits.
+    for id in ["4", "5", "6"] {
+        add(lanes.body_for(&target, id.as_bytes(), Lsn(3)), &target, id, 3);
+    }
+    lanes.flush_full().await.unwrap();
+    add(lanes.body_for(&target, b"7", Lsn(4)), &target, "7", 4);
+    lanes.drain().await.unwrap();
+    let ids: Vec<_> = server.requests().iter().map(super::Request::ids).collect();
+    assert_eq!(ids, [vec!["1"], vec!["2", "3"], vec!["4", "5", "6"], vec!["7"]]);
+}
+
+#[tokio::test]
 async fn documents_spread_over_lanes_and_stay_in_theirs() {
     let server = Server::start(|_, request| Reply::json(200, &all_ok(request))).await;
     let (sink, _folder) = sink(&server.url);
-    let limits = Limits { documents: usize::MAX, bytes: usize::MAX };
+    let limits = Limits { documents: usize::MAX, bytes: usize::MAX, linger: Duration::ZERO };
     let mut lanes = Lanes::new(sink, 4, limits, CancellationToken::new());
     let (first, second) = (Target::new("users", 0), Target::new("users", 1));
     for id in 0..4000 {
