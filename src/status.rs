@@ -364,8 +364,10 @@ pub struct TableStatus {
     pub index: String,
     /// What happens to it.
     pub state: TableState,
-    /// Rows copied and answered for.
+    /// Rows of the present copy that are answered for.
     pub rows_done: u64,
+    /// Rows copied and answered for since the process started, over all copies: never falls.
+    pub rows_copied: u64,
     /// Rows to copy; an estimate unless `rows_total_exact`.
     pub rows_total: Option<u64>,
     /// `rows_total` is a count, not an estimate: the copy has ended.

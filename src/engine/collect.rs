@@ -130,6 +130,7 @@ fn table_status(
         index: table.index.clone(),
         state,
         rows_done,
+        rows_copied: table.snapshot_rows.load(Relaxed),
         rows_total,
         rows_total_exact: exact,
         rows_per_second: rate,

@@ -186,8 +186,8 @@ fn snapshot(metrics: &Metrics, status: &Status) -> prometheus::Result<()> {
     metrics.gauges("go_pq_cdc_snapshot_total_chunks", "Chunks to copy", "table", chunks)?;
     let chunks = copied().map(|table| (name(table), float(table.chunks.done())));
     metrics.gauges("go_pq_cdc_snapshot_completed_chunks", "Chunks copied and answered for", "table", chunks)?;
-    let rows = copied().map(|table| (name(table), table.rows_done));
-    metrics.counters("go_pq_cdc_snapshot_total_rows", "Rows copied and answered for", "table", rows)
+    let rows = copied().map(|table| (name(table), table.rows_copied));
+    metrics.counters("go_pq_cdc_snapshot_total_rows", "Rows copied and answered for, over all copies", "table", rows)
 }
 
 fn elasticsearch(metrics: &Metrics, status: &Status) -> prometheus::Result<()> {
@@ -285,7 +285,7 @@ mod tests {
                 table: TableName(TableId::new("public", "users")),
                 state: TableState::Live,
                 chunks: ChunkMap(b"ddd".to_vec()),
-                rows_done: 1000,
+                rows_copied: 1000,
                 inserts: 11,
                 updates: 12,
                 deletes: 13,
@@ -296,7 +296,7 @@ mod tests {
                 table: TableName(TableId::new("public", "odd \"name\"\\\n")),
                 state: TableState::Copying,
                 chunks: ChunkMap(b"dcp".to_vec()),
-                rows_done: 20,
+                rows_copied: 20,
                 inserts: 2,
                 ..TableStatus::default()
             },
