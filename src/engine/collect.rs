@@ -31,9 +31,10 @@ pub(super) fn status(shared: &Shared) -> Status {
         .iter()
         .enumerate()
         .map(|(number, table)| {
-            let rates = sampled.tables.get(number).copied().unwrap_or_default();
+            let rates = sampled.tables.get(number);
+            let (all, copied) = rates.map_or((0.0, 0.0), |rates| (rates.all.value(), rates.copied.value()));
             let rejected = u32::try_from(number).ok().and_then(|number| stats.rejected_by_table.get(&number));
-            table_status(table, config.cdc.snapshot.chunk_size, rates.all.value(), rates.copied.value(), rejected, at)
+            table_status(table, config.cdc.snapshot.chunk_size, all, copied, rejected, at)
         })
         .collect();
     let copy = *lock(&shared.copy);
@@ -42,7 +43,7 @@ pub(super) fn status(shared: &Shared) -> Status {
         seconds: copy.began.map_or(copy.seconds, |began| began.elapsed().as_secs_f64()),
         workers: counters.workers.load(Relaxed),
         active_workers: counters.active_workers.load(Relaxed),
-        eta: overall_eta(&tables, sampled.rates().snapshot),
+        eta: overall_eta(&tables, sampled.copied()),
         held_seconds: shared.held.borrow().map(|since| since.elapsed().as_secs_f64()),
     };
     let (events, events_sampled) = counters.events();

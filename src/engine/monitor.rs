@@ -1,5 +1,6 @@
 //! Tasks that look and count while the pipeline works.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -17,38 +18,51 @@ use crate::status::{Level, Rates};
 use crate::table::quote_identifier;
 use crate::telemetry::lock;
 
-/// An exponential average over the true time between two samples.
-#[derive(Clone, Copy, Debug, Default)]
+/// The rate of a running total over the last while. Nothing for that long is 0, not a remnant.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Average {
-    last: Option<f64>,
+    /// Seconds and totals, the oldest first.
+    points: VecDeque<(f64, f64)>,
     value: f64,
-    seconds: f64,
 }
 
+/// Points that a span is divided into.
+const POINTS: f64 = 20.0;
+
 impl Average {
-    /// Takes the running `total`, `elapsed` seconds after the last, into an average over about `span` seconds.
+    /// Takes the running `total`, `elapsed` seconds after the last, into the rate over the last `span` seconds, or over
+    /// those there are.
     pub(super) fn sample(&mut self, total: f64, elapsed: f64, span: f64) {
-        let Some(last) = self.last.replace(total) else { return };
+        let Some(&(newest, _)) = self.points.back() else {
+            // Now, and the base of the first rate.
+            self.points.extend([(0.0, total), (0.0, total)]);
+            return;
+        };
         if elapsed <= 0.0 {
             return;
         }
-        let rate = ((total - last) / elapsed).max(0.0);
-        // Until there is a whole span of samples, the average is over those there are.
-        self.seconds += elapsed;
-        let weight = 1.0 - (-elapsed / span.min(self.seconds)).exp();
-        self.value += weight * (rate - self.value);
-        if self.value < 0.005 {
-            self.value = 0.0;
+        let at = newest + elapsed;
+        // The newest point moves on until it is a step from the one before it.
+        let stays = self.points.iter().rev().nth(1).is_none_or(|(before, _)| newest - before >= span / POINTS);
+        if !stays {
+            self.points.pop_back();
+        }
+        self.points.push_back((at, total));
+        while self.points.len() > 2 && self.points.get(1).is_some_and(|(second, _)| at - second >= span) {
+            self.points.pop_front();
+        }
+        if let Some((from, base)) = self.points.front() {
+            self.value = ((total - base) / (at - from)).max(0.0);
         }
     }
 
-    pub(super) fn value(self) -> f64 {
+    pub(super) fn value(&self) -> f64 {
         self.value
     }
 }
 
 /// Rates of one table.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct TableRates {
     /// Rows and changes, over about 10 s.
     pub(super) all: Average,
@@ -69,8 +83,13 @@ pub(super) struct Sampled {
 
 impl Sampled {
     pub(super) fn rates(&self) -> Rates {
-        let [snapshot, insert, update, delete] = self.rates.map(Average::value);
+        let [snapshot, insert, update, delete] = self.rates.each_ref().map(Average::value);
         Rates { snapshot, insert, update, delete }
+    }
+
+    /// Rows copied a second in all tables, over about 60 s.
+    pub(super) fn copied(&self) -> f64 {
+        self.tables.iter().map(|rates| rates.copied.value()).sum()
     }
 }
 
@@ -217,19 +236,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_average_forgets_and_never_goes_below_zero() {
+    fn a_rate_is_that_of_its_span_and_nothing_else() {
         let mut average = Average::default();
         average.sample(1_000.0, 0.25, SPAN);
         assert_eq!(average.value(), 0.0, "the first total is no rate");
-        for n in 1..=400 {
+        average.sample(1_025.0, 0.25, SPAN);
+        assert_eq!(average.value(), 100.0, "over the samples there are");
+        for n in 2..=400 {
             average.sample(1_000.0 + 25.0 * f64::from(n), 0.25, SPAN);
+            assert!((average.value() - 100.0).abs() < 0.1, "{n}: {}", average.value());
+            assert!(average.points.len() <= 23, "{n}: {}", average.points.len());
         }
-        assert!((average.value() - 100.0).abs() < 1.0, "{}", average.value());
+        // Half as much for half a span.
+        for n in 1..=20 {
+            average.sample(11_000.0 + 12.5 * f64::from(n), 0.25, SPAN);
+        }
+        assert!((average.value() - 75.0).abs() < 3.0, "{}", average.value());
+        for _ in 0..43 {
+            average.sample(11_250.0, 0.25, SPAN);
+        }
+        assert_eq!(average.value(), 0.0, "nothing for a span is nothing");
+        // A process that was stopped for an hour.
+        average.sample(14_850.0, 3_600.0, SPAN);
+        assert!((average.value() - 1.0).abs() < 0.01, "{}", average.value());
         average.sample(0.0, 0.25, SPAN);
-        assert!(average.value() >= 0.0);
-        for _ in 0..1_000 {
-            average.sample(0.0, 0.25, SPAN);
-        }
-        assert_eq!(average.value(), 0.0);
+        assert_eq!(average.value(), 0.0, "a total that falls is no rate");
     }
 }

@@ -19,6 +19,9 @@ use crate::config;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long Elasticsearch waits for a shard that is not there before it says so; its default is as long as our patience,
+/// so that we would never hear the reason.
+const SHARD_TIMEOUT: &str = "30s";
 /// A URL that did not take a connection is asked last for so long.
 const AVOIDED: Duration = Duration::from_secs(10);
 /// More than any answer of ours may have: 10,000 items that all failed take a few megabytes.
@@ -233,7 +236,8 @@ impl Client {
     /// # Errors
     /// As [`Client::send`]. Every status is an answer.
     pub async fn bulk(&self, content: Content) -> Result<Answer, SinkError> {
-        self.send(Method::POST, &["_bulk"], &[("filter_path", BULK_FILTER)], content).await
+        let query = [("filter_path", BULK_FILTER), ("timeout", SHARD_TIMEOUT)];
+        self.send(Method::POST, &["_bulk"], &query, content).await
     }
 
     /// Who answers there.

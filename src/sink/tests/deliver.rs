@@ -53,7 +53,7 @@ async fn a_good_bulk_is_sent_once_and_counted() {
     let request = &requests[0];
     assert_eq!(
         (request.method.as_str(), request.path.as_str()),
-        ("POST", "/_bulk?filter_path=errors%2Citems.*.status%2Citems.*.error.type%2Citems.*.error.reason")
+        ("POST", "/_bulk?filter_path=errors%2Citems.*.status%2Citems.*.error.type%2Citems.*.error.reason&timeout=30s")
     );
     assert_eq!(request.headers["content-type"], "application/x-ndjson");
     let stats = sink.stats();
