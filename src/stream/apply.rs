@@ -37,20 +37,50 @@ struct Transaction {
     seen: bool,
 }
 
+/// Writes rows and their ends into the lanes.
+struct Writer {
+    lanes: Lanes,
+    resnapshots: Arc<Resnapshots>,
+    id: Vec<u8>,
+    old_id: Vec<u8>,
+}
+
+impl Writer {
+    /// Writes a row as its document, and removes the one under the key that it had in `old`.
+    #[inline]
+    fn put<'a>(
+        &mut self,
+        relation: &Relation,
+        mapping: &TableMapping,
+        commit: Lsn,
+        old: Option<Tuple<'_>>,
+        fields: impl Iterator<Item = Field<'a>> + Clone,
+    ) -> Result<(), Problem> {
+        if !relation.shape.id(&mut self.id, fields.clone()) {
+            return Err(misfit(relation));
+        }
+        if let Some(old) = old
+            && relation.shape.id(&mut self.old_id, old.iter())
+            && self.old_id != self.id
+        {
+            remove(&mut self.lanes, &self.resnapshots, mapping, &self.old_id, commit);
+        }
+        let body = self.lanes.body_for(&mapping.target, &self.id, commit);
+        write_row(body, &mapping.target, &relation.shape, &self.id, commit.0, fields).map_err(|_| misfit(relation))
+    }
+}
+
 /// Applies what the stream says.
 pub(super) struct Applier {
-    pub(super) lanes: Lanes,
+    writer: Writer,
     pub(super) tracker: Tracker,
     pub(super) relations: Relations,
     pub(super) client: Client,
     pub(super) sink: Sink,
     pub(super) counters: Arc<Counters>,
     pub(super) handler: Option<Arc<dyn Handler>>,
-    pub(super) resnapshots: Arc<Resnapshots>,
     pub(super) stop: CancellationToken,
     transaction: Transaction,
-    id: Vec<u8>,
-    old_id: Vec<u8>,
     staged: VecDeque<(Lsn, Event, u64)>,
     shown: u32,
     hidden: u64,
@@ -76,22 +106,23 @@ impl Applier {
         stop: CancellationToken,
     ) -> Self {
         Self {
-            lanes,
+            writer: Writer { lanes, resnapshots, id: Vec::new(), old_id: Vec::new() },
             tracker: Tracker::default(),
             relations,
             client,
             sink,
             counters,
             handler,
-            resnapshots,
             stop,
             transaction: Transaction::default(),
-            id: Vec::new(),
-            old_id: Vec::new(),
             staged: VecDeque::new(),
             shown: 0,
             hidden: 0,
         }
+    }
+
+    pub(super) fn lanes(&mut self) -> &mut Lanes {
+        &mut self.writer.lanes
     }
 
     /// A new read of the socket begins: a few more events may be shown.
@@ -139,8 +170,8 @@ impl Applier {
             // Not asked for, or of no consequence: origins, types, logical messages (a heartbeat's among them).
             Message::Type { .. } | Message::Origin { .. } | Message::Logical { .. } => {}
         }
-        if self.lanes.needs_flush() {
-            self.lanes.flush_full().await?;
+        if self.writer.lanes.needs_flush() {
+            self.writer.lanes.flush_full().await?;
         }
         Ok(())
     }
@@ -157,12 +188,7 @@ impl Applier {
             let mapping = Arc::clone(mapping);
             return self.act(&mapping, &actions, EventKind::Insert);
         }
-        if !relation.shape.id(&mut self.id, new.iter()) {
-            return Err(misfit(relation));
-        }
-        let body = self.lanes.body_for(&mapping.target, &self.id, transaction.commit);
-        write_row(body, &mapping.target, &relation.shape, &self.id, transaction.commit.0, new.iter())
-            .map_err(|_| misfit(relation))?;
+        self.writer.put(relation, mapping, transaction.commit, None, new.iter())?;
         let number = mapping.number;
         self.show(EventKind::Insert, number);
         Ok(())
@@ -196,33 +222,12 @@ impl Applier {
                 return Ok(Left::Fill);
             }
         }
-        let transaction = self.transaction;
-        if self.handler.is_some() || !merged.is_empty() {
+        let (number, transaction) = (mapping.number, self.transaction);
+        self.counters.tables[number].updates.fetch_add(1, Relaxed);
+        if let Some(handler) = self.handler.clone() {
             if merged.is_empty() {
                 merged.extend(new.iter());
             }
-        } else {
-            // The usual way: straight from the message into the body.
-            if !relation.shape.id(&mut self.id, new.iter()) {
-                return Err(misfit(relation));
-            }
-            let moved = match old {
-                Some((_, old)) => relation.shape.id(&mut self.old_id, old.iter()) && self.old_id != self.id,
-                None => false,
-            };
-            if moved {
-                remove(&mut self.lanes, &self.resnapshots, mapping, &self.old_id, transaction.commit);
-            }
-            let body = self.lanes.body_for(&mapping.target, &self.id, transaction.commit);
-            write_row(body, &mapping.target, &relation.shape, &self.id, transaction.commit.0, new.iter())
-                .map_err(|_| misfit(relation))?;
-            let number = mapping.number;
-            self.counters.tables[number].updates.fetch_add(1, Relaxed);
-            self.show(EventKind::Update, number);
-            return Ok(Left::Nothing);
-        }
-        self.counters.tables[mapping.number].updates.fetch_add(1, Relaxed);
-        if let Some(handler) = self.handler.clone() {
             let old: Option<Vec<Field<'_>>> = old.map(|(_, old)| old.iter().collect());
             let old_row = old.as_deref().map(|fields| row(relation, fields));
             let actions = handled(&handler, mapping, transaction).actions(
@@ -234,19 +239,13 @@ impl Applier {
             self.act(&mapping, &actions, EventKind::Update)?;
             return Ok(Left::Nothing);
         }
-        if !relation.shape.id(&mut self.id, merged.iter().copied()) {
-            return Err(misfit(relation));
+        let old = old.map(|(_, old)| old);
+        if merged.is_empty() {
+            // The usual way: straight from the message into the body.
+            self.writer.put(relation, mapping, transaction.commit, old, new.iter())?;
+        } else {
+            self.writer.put(relation, mapping, transaction.commit, old, merged.iter().copied())?;
         }
-        if let Some((_, old)) = old
-            && relation.shape.id(&mut self.old_id, old.iter())
-            && self.old_id != self.id
-        {
-            remove(&mut self.lanes, &self.resnapshots, mapping, &self.old_id, transaction.commit);
-        }
-        let body = self.lanes.body_for(&mapping.target, &self.id, transaction.commit);
-        write_row(body, &mapping.target, &relation.shape, &self.id, transaction.commit.0, merged.iter().copied())
-            .map_err(|_| misfit(relation))?;
-        let number = mapping.number;
         self.show(EventKind::Update, number);
         Ok(Left::Nothing)
     }
@@ -271,14 +270,20 @@ impl Applier {
                 let Some((relation, mapping)) = mapped(&self.relations, oid)? else { return Ok(()) };
                 self.counters.tables[mapping.number].updates.fetch_add(1, Relaxed);
                 let Some((_, old)) = old else { return Ok(()) };
-                let moved = relation.shape.id(&mut self.old_id, old.iter())
-                    && relation.shape.id(&mut self.id, new.iter())
-                    && self.old_id != self.id;
+                let moved = relation.shape.id(&mut self.writer.old_id, old.iter())
+                    && relation.shape.id(&mut self.writer.id, new.iter())
+                    && self.writer.old_id != self.writer.id;
                 if !moved {
                     return Ok(());
                 }
                 let Some(handler) = self.handler.clone() else {
-                    remove(&mut self.lanes, &self.resnapshots, mapping, &self.old_id, self.transaction.commit);
+                    remove(
+                        &mut self.writer.lanes,
+                        &self.writer.resnapshots,
+                        mapping,
+                        &self.writer.old_id,
+                        self.transaction.commit,
+                    );
                     return Ok(());
                 };
                 // There is no row to show; that the old key has none any more is what can be said.
@@ -307,10 +312,10 @@ impl Applier {
             let mapping = Arc::clone(mapping);
             return self.act(&mapping, &actions, EventKind::Delete);
         }
-        if !relation.shape.id(&mut self.id, old.iter()) {
+        if !relation.shape.id(&mut self.writer.id, old.iter()) {
             return Err(misfit(relation));
         }
-        remove(&mut self.lanes, &self.resnapshots, mapping, &self.id, transaction.commit);
+        remove(&mut self.writer.lanes, &self.writer.resnapshots, mapping, &self.writer.id, transaction.commit);
         let number = mapping.number;
         self.show(EventKind::Delete, number);
         Ok(())
@@ -337,11 +342,11 @@ impl Applier {
                         mapping.table
                     ),
                 );
-                self.resnapshots.want(mapping.number);
+                self.writer.resnapshots.want(mapping.number);
                 continue;
             }
             // Nothing older may still be on its way, and nothing younger has been sent.
-            self.lanes.drain().await?;
+            self.writer.lanes.drain().await?;
             let removed =
                 self.sink.sweep(&mapping.index, commit.0.saturating_add(1), commit.0, |_| false, &self.stop).await?;
             self.counters.notice(Level::Info, format!("{}: truncated, {removed} documents removed", mapping.table));
@@ -354,18 +359,18 @@ impl Applier {
         for action in actions {
             let commit = self.transaction.commit;
             if matches!(action.body, ActionBody::Delete) {
-                self.resnapshots.deleted(mapping.number, &action_key(action), commit.0);
+                self.writer.resnapshots.deleted(mapping.number, &action_key(action), commit.0);
             }
-            let body = self.lanes.body_for_action(&mapping.target, action, commit);
+            let body = self.writer.lanes.body_for_action(&mapping.target, action, commit);
             body.action(&mapping.target, action, commit.0).map_err(unwritable)?;
-            self.id.clear();
-            self.id.extend_from_slice(action.id.as_bytes());
+            self.writer.id.clear();
+            self.writer.id.extend_from_slice(action.id.as_bytes());
         }
         self.show(kind, mapping.number);
         Ok(())
     }
 
-    /// Shows the change whose id is in `self.id`, once it has been answered for, or counts it among those not shown.
+    /// Shows the change whose id is in `self.writer.id`, once it has been answered for, or counts it among those not shown.
     #[inline]
     fn show(&mut self, kind: EventKind, table: usize) {
         self.transaction.mapped = true;
@@ -375,14 +380,14 @@ impl Applier {
             return;
         }
         self.shown += 1;
-        let cut = self.id.len().min(40);
+        let cut = self.writer.id.len().min(40);
         let event = Event {
             kind,
             table: u32::try_from(table).unwrap_or(u32::MAX),
             key: if kind == EventKind::Truncate {
                 String::new()
             } else {
-                String::from_utf8_lossy(&self.id[..cut]).into_owned()
+                String::from_utf8_lossy(&self.writer.id[..cut]).into_owned()
             },
             xid: Some(self.transaction.xid),
             lsn: Some(self.transaction.commit),
@@ -395,7 +400,7 @@ impl Applier {
 
     /// What may be confirmed now. Publishes the events that have been answered for.
     pub(super) fn confirm(&mut self) -> Lsn {
-        let oldest = self.lanes.oldest_unanswered();
+        let oldest = self.writer.lanes.oldest_unanswered();
         let moment = now();
         while let Some((_, mut event, of)) =
             self.staged.pop_front_if(|(commit, ..)| oldest.is_none_or(|oldest| *commit < oldest))

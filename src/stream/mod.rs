@@ -72,7 +72,7 @@ pub async fn run(options: Options) -> Result<(), Problem> {
     let outcome = read(&mut reader, &feedback, &mut applier, &gate, &stop).await;
     // Whatever ended it: what was sent is brought home, so that nothing of it arrives behind the back of the next start.
     let drained = tokio::select! {
-        drained = applier.lanes.drain() => drained.map_err(Problem::from),
+        drained = applier.lanes().drain() => drained.map_err(Problem::from),
         () = tokio::time::sleep(DRAIN) => Err(Problem::new(
             ProblemKind::Elasticsearch,
             "Elasticsearch did not answer for the last bulks in time",
@@ -98,7 +98,7 @@ async fn read(
     stop: &CancellationToken,
 ) -> Result<(), Problem> {
     let mut pass = gate.enter();
-    let answered = applier.lanes.answered();
+    let answered = applier.lanes().answered();
     loop {
         applier.new_read();
         while let Some(frame) = reader.next_frame()? {
@@ -112,9 +112,9 @@ async fn read(
                 Frame::KeepAlive { wal_end, .. } => applier.tracker.keepalive(wal_end),
             }
         }
-        let due = applier.lanes.flush_idle();
+        let due = applier.lanes().flush_idle();
         feedback.confirm(applier.confirm());
-        if let Some(failed) = applier.lanes.failed() {
+        if let Some(failed) = applier.lanes().failed() {
             return Err(failed.into());
         }
         // Stop before pause before answers before more to read.
@@ -125,7 +125,7 @@ async fn read(
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => return Ok(()),
-                    drained = applier.lanes.drain() => drained.map_err(Problem::from)?,
+                    drained = applier.lanes().drain() => drained.map_err(Problem::from)?,
                 }
                 feedback.confirm(applier.confirm());
                 tokio::select! {
