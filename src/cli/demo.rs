@@ -1,6 +1,7 @@
 //! `pgtide demo`: everything in one command, and nothing left behind.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -8,10 +9,11 @@ use clap::Args;
 use pgtide::config::{self, Config, Mode, Secret};
 use pgtide::demo::{self, Bars, Server, ServerError, Workload, WorkloadOptions};
 use pgtide::engine::{Engine, Options};
+use pgtide::http;
 use pgtide::problem::{Problem, ProblemKind};
 use pgtide::store::{self, Store};
 use pgtide::table::TableId;
-use pgtide::{http, telemetry};
+use pgtide::telemetry::log::{self, LogError, LogGuard};
 
 use super::Presentation;
 use super::present::{Signals, present, screen_wanted};
@@ -22,7 +24,7 @@ const TABLES: [&str; 2] = ["users", "books"];
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
     /// Rows of the table users; 1,000 at least
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1_000..))]
     rows: u64,
     /// Changes a second that the workload makes; 0 for none
     #[arg(long, default_value_t = 20)]
@@ -54,12 +56,7 @@ struct Stage {
 pub(super) async fn main(arguments: Arguments) -> Result<ExitCode, Problem> {
     let presentation = &arguments.presentation;
     let screen = screen_wanted(presentation);
-    let log = telemetry::log::init(&telemetry::log::Options {
-        screen,
-        folder: presentation.log_folder.clone(),
-        ..telemetry::log::Options::default()
-    })
-    .map_err(|error| Problem::new(ProblemKind::Config, error.to_string(), "Name a folder with --log-folder."))?;
+    let log = log(presentation.log_folder.clone(), screen)?;
     let signals = Signals::install()?;
     let bars = Bars::new();
     let set_up = set_up(&arguments, &bars);
@@ -84,6 +81,25 @@ pub(super) async fn main(arguments: Arguments) -> Result<ExitCode, Problem> {
     let code = code?;
     removed?;
     Ok(code)
+}
+
+/// The log; in a new temporary folder where the home folder is closed: the demo needs nothing but the program.
+fn log(folder: Option<PathBuf>, screen: bool) -> Result<LogGuard, Problem> {
+    let init = |folder| log::init(&log::Options { screen, folder, ..log::Options::default() });
+    let refused =
+        |error: LogError| Problem::new(ProblemKind::Config, error.to_string(), "Name a folder with --log-folder.");
+    let named = folder.is_some();
+    match init(folder) {
+        Err(error @ (LogError::NoHome | LogError::Folder { .. } | LogError::File { .. })) if !named => {
+            let Ok(folder) = tempfile::Builder::new().prefix("pgtide-log-").tempdir() else {
+                return Err(refused(error));
+            };
+            let log = init(Some(folder.keep())).map_err(refused)?;
+            tracing::warn!("the log is in {}: {error}", log.folder().display());
+            Ok(log)
+        }
+        other => other.map_err(refused),
+    }
 }
 
 async fn set_up(arguments: &Arguments, bars: &Bars) -> Result<(Stage, Config), Problem> {

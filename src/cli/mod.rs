@@ -97,8 +97,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Completions { shell } => {
             let mut out = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "pgtide", &mut out);
-            print(&String::from_utf8_lossy(&out));
-            Ok(ExitCode::SUCCESS)
+            print(&String::from_utf8_lossy(&out)).map(|()| ExitCode::SUCCESS)
         }
     };
     outcome.unwrap_or_else(|problem| {
@@ -119,10 +118,15 @@ fn block_on(work: impl Future<Output = Result<ExitCode, Problem>>) -> Result<Exi
 }
 
 fn explain(problem: &Problem) {
-    eprintln!("pgtide: {}", problem.message);
+    complain(&format!("pgtide: {}\n", problem.message));
     if !problem.hint.is_empty() {
-        eprintln!("        {}", problem.hint);
+        complain(&format!("        {}\n", problem.hint));
     }
+}
+
+/// Writes to stderr; `eprint!` panics where nobody reads it any more.
+fn complain(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 fn internal(what: &str, error: &dyn std::error::Error) -> Problem {
@@ -130,7 +134,10 @@ fn internal(what: &str, error: &dyn std::error::Error) -> Problem {
 }
 
 /// Writes to stdout; a reader that has gone (`| head`) is no error.
-fn print(text: &str) {
+fn print(text: &str) -> Result<(), Problem> {
     let mut out = io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(internal("stdout cannot be written", &error)),
+        _ => Ok(()),
+    }
 }

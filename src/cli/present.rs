@@ -13,7 +13,7 @@ use pgtide::tui;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{Color, Format, Presentation, internal, print};
+use super::{Color, Format, Presentation, complain, internal, print};
 
 /// A line of progress every so often.
 const LINE: Duration = Duration::from_secs(10);
@@ -139,7 +139,7 @@ async fn on_screen(
     // Stopped already, except after a signal that the engine took longer for than the screen waited.
     engine.stop().await?;
     if let Some(summary) = until_live {
-        print(&summary_text(&summary, presentation.format));
+        print(&summary_text(&summary, presentation.format))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -177,7 +177,12 @@ async fn by_lines(mut engine: Engine, presentation: &Presentation, signals: &Sig
                 let due = printed.is_none_or(|(at, before): (std::time::Instant, &str)| now - at >= every || before != word);
                 // Why it failed is said once, at the end.
                 if due && line != last && status.phase != Phase::Failed {
-                    if json { eprint!("{line}") } else { print(&line) }
+                    if json {
+                        complain(&line);
+                    } else {
+                        // A full disk must not stop the pipeline.
+                        let _ = print(&line);
+                    }
                     printed = Some((now, word));
                     last = line;
                 }
@@ -189,7 +194,7 @@ async fn by_lines(mut engine: Engine, presentation: &Presentation, signals: &Sig
         engine.stop().await?;
     }
     if summary {
-        print(&summary_text(&done, presentation.format));
+        print(&summary_text(&done, presentation.format))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -29,7 +29,7 @@ pub(super) async fn main(arguments: Arguments) -> Result<ExitCode, Problem> {
             "Give another address with --listen; port 0 takes a free one.",
         )
     })?;
-    super::print(&format!("{}\n", store.url()));
+    super::print(&format!("{}\n", store.url()))?;
     signals.first().await;
     store.shutdown().await;
     Ok(ExitCode::SUCCESS)

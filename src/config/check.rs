@@ -114,6 +114,13 @@ pub(super) fn whole(config: &mut Config, context: &Context<'_>) {
     snapshot(config, context);
     publication(config, context);
     mapping(config, context);
+    if config.mode() == Mode::SnapshotOnly {
+        for key in ["cdc.publication", "cdc.slot", "cdc.heartbeat"] {
+            if context.given(key) {
+                context.warn(key, "without effect in the mode snapshot_only, which streams nothing");
+            }
+        }
+    }
     if config.cdc.debug_mode {
         context.warn("cdc.debugMode", "without effect: there is no pprof endpoint");
     }

@@ -13,6 +13,8 @@ use crate::telemetry::{TableCounters, lock, now};
 
 /// Bulks that failed in a row before the whole pipeline is said to be in trouble: one 429 is everyday.
 const TROUBLED: u32 = 3;
+/// Microseconds after which it is in trouble however few attempts that were: one that hangs fails seldom.
+const LASTING: i64 = 15_000_000;
 /// An ETA is given after so many chunks and seconds.
 const ETA_AFTER: (usize, f64) = (2, 30.0);
 
@@ -24,7 +26,7 @@ pub(super) fn status(shared: &Shared) -> Status {
     let stats = shared.sink.stats();
     let sampled = lock(&shared.sampled).clone();
     let state = lock(&shared.state).clone();
-    let (phase, phase_since, problem, attempts) = phase(shared, &state, &stats);
+    let (phase, phase_since, problem, attempts) = phase(shared, &state, &stats, at);
 
     let tables: Vec<TableStatus> = counters
         .tables
@@ -77,13 +79,20 @@ pub(super) fn status(shared: &Shared) -> Status {
 
 /// What the pipeline does, said so that it is true: a pause is one only when nothing moves, and a sink that refuses
 /// is not streaming.
-fn phase(shared: &Shared, state: &super::shared::PhaseState, stats: &SinkStats) -> (Phase, i64, Option<Problem>, u32) {
+fn phase(
+    shared: &Shared,
+    state: &super::shared::PhaseState,
+    stats: &SinkStats,
+    at: i64,
+) -> (Phase, i64, Option<Problem>, u32) {
     let works = matches!(state.phase, Phase::Snapshot | Phase::CatchUp | Phase::Streaming);
     if let Some(since) = state.paused_since.filter(|_| works || state.phase == Phase::Connecting) {
         let phase = if shared.gate.holds_all() { Phase::Paused } else { Phase::Pausing };
         return (phase, since, None, 0);
     }
-    if works && let Some(trouble) = stats.trouble.as_ref().filter(|trouble| trouble.attempts >= TROUBLED) {
+    if works
+        && let Some(trouble) = stats.trouble.as_ref().filter(|it| it.attempts >= TROUBLED || at - it.since >= LASTING)
+    {
         let problem =
             Problem::new(ProblemKind::Elasticsearch, trouble.reason.clone(), trouble.hint.clone()).transient();
         return (Phase::Degraded, trouble.since, Some(problem), trouble.attempts);

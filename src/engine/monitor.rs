@@ -147,6 +147,7 @@ pub(super) async fn watch_slot(shared: Arc<Shared>, server: Server, stop: Cancel
     let interval = config.cdc.slot.activity_checker_interval.max(Duration::from_millis(100));
     let mut client = None;
     let mut warned = false;
+    let mut active = false;
     while !stop.is_cancelled() {
         let seen = async {
             if client.is_none() {
@@ -171,6 +172,7 @@ pub(super) async fn watch_slot(shared: Arc<Shared>, server: Server, stop: Cancel
                     );
                 }
                 warned = endangered;
+                active = info.as_ref().is_some_and(|info| info.active);
                 *lock(&shared.slot) = info;
             }
             Err(problem) => {
@@ -180,9 +182,11 @@ pub(super) async fn watch_slot(shared: Arc<Shared>, server: Server, stop: Cancel
                 *lock(&shared.slot) = None;
             }
         }
+        // That the stream has begun is worth to be known at once.
+        let pause = if active { interval } else { interval.min(Duration::from_millis(250)) };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(interval) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

@@ -204,9 +204,7 @@ async fn stopped_while_connecting(shared: &Shared, stop: &CancellationToken) {
 async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), Problem> {
     let config = &shared.options.config;
     let (cdc, mode) = (&config.cdc, config.mode());
-    if shared.ever_ready() {
-        shared.counters.reconnects.fetch_add(1, Relaxed);
-    } else if shared.phase() != Phase::Degraded {
+    if !shared.ever_ready() && shared.phase() != Phase::Degraded {
         // What stands in the way is shown until it is seen to be gone.
         shared.set_phase(Phase::Connecting, None);
     }

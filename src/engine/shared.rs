@@ -152,8 +152,8 @@ impl Shared {
     /// Connected and checked: the pipeline works from here on, until it is said again.
     pub(super) fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Relaxed);
-        if ready {
-            self.ever_ready.store(true, Relaxed);
+        if ready && self.ever_ready.swap(true, Relaxed) {
+            self.counters.reconnects.fetch_add(1, Relaxed);
         }
     }
 

@@ -58,17 +58,16 @@ impl Server {
 /// something, and must not block.
 ///
 /// # Errors
-/// Nobody may listen there, or somebody else does: the error names the address and the key `metric.port`.
+/// Nobody may listen there, or somebody else does: the error names the address.
 pub async fn serve(address: SocketAddr, source: Source, control: Control, read_only: bool) -> io::Result<Server> {
     let listen = || async {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         Ok((listener, address))
     };
-    let (listener, address) = listen().await.map_err(|error: io::Error| {
-        let advice = "choose another port under `cdc.metric.port`, or 0 for none";
-        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}: {advice}"))
-    })?;
+    let (listener, address) = listen()
+        .await
+        .map_err(|error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))?;
     let service = router(Rooms { source, control, read_only }).into_make_service_with_connect_info::<SocketAddr>();
     let (running, dropped) = oneshot::channel::<()>();
     let server = axum::serve(listener, service).with_graceful_shutdown(async {

@@ -202,7 +202,7 @@ fn server_problem(error: &ServerError, says: impl Fn(ProblemKind, &str) -> Probl
         .transient(),
         "53400" => says(Setup, "Drop replication slots that nobody needs, or raise max_replication_slots and restart the server."),
         "57P01" | "57P02" | "57P03" => says(Postgres, "The server restarts or stops. It is tried again by itself.").transient(),
-        "42501" => says(Postgres, grant(error)),
+        "42501" => says(Setup, grant(error)),
         "55006" => says(
             Setup,
             "Another process uses the slot: a second pgtide, or the former connection that the server has not given up yet. \
@@ -278,10 +278,10 @@ mod tests {
             ("53400", "all replication slots are in use", Setup, false, "max_replication_slots"),
             ("57P03", "the database system is starting up", Postgres, true, "again"),
             ("57P01", "terminating connection", Postgres, true, "again"),
-            ("42501", "must be superuser or replication role to start walsender", Postgres, false, "REPLICATION"),
-            ("42501", "permission denied for table users", Postgres, false, "GRANT SELECT"),
-            ("42501", "permission denied for schema app", Postgres, false, "GRANT USAGE"),
-            ("42501", "must be owner of table users", Postgres, false, "owner"),
+            ("42501", "must be superuser or replication role to start walsender", Setup, false, "REPLICATION"),
+            ("42501", "permission denied for table users", Setup, false, "GRANT SELECT"),
+            ("42501", "permission denied for schema app", Setup, false, "GRANT USAGE"),
+            ("42501", "must be owner of table users", Setup, false, "owner"),
             ("55006", "replication slot \"s\" is active for PID 7", Setup, true, "cdc.slot.name"),
             ("42704", "replication slot \"s\" does not exist", Setup, false, "cdc.slot.name"),
             ("42704", "publication \"p\" does not exist", Gap, false, "resnapshot"),

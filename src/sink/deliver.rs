@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use super::client::{Answer, Client, Content};
 use super::dead_letter::{self, DeadLetters};
 use super::error::SinkError;
 use super::response::{self, ErrorText, Items, Verdict};
-use super::stats::{Queued, Refused, SinkStats, Stats, Tally, TroubleGuard};
+use super::stats::{Queued, Refused, SinkStats, Stats, Tally, TroubleGuard, now};
 
 /// Used buffers that are kept for the next bodies.
 const SPARE_BUFFERS: usize = 32;
@@ -34,18 +35,21 @@ pub struct SinkOptions {
     pub backoff_base: Duration,
     /// The limit of every wait, unless the server asks for more.
     pub backoff_cap: Duration,
+    /// A bulk without an answer for so long is a trouble.
+    pub slow: Duration,
     /// The file for documents that Elasticsearch refuses for good.
     pub dead_letters: PathBuf,
 }
 
 impl SinkOptions {
-    /// `max_in_flight` bulks, waits of 100 ms to 30 s, refused documents to the file `dead_letters`.
+    /// `max_in_flight` bulks, waits of 100 ms to 30 s, patience of 20 s, refused documents to the file `dead_letters`.
     #[must_use]
     pub fn new(max_in_flight: usize, dead_letters: PathBuf) -> Self {
         Self {
             max_in_flight: max_in_flight.max(1),
             backoff_base: Duration::from_millis(100),
             backoff_cap: Duration::from_secs(30),
+            slow: Duration::from_secs(20),
             dead_letters,
         }
     }
@@ -178,7 +182,7 @@ impl Sink {
             parts.push_back(parcel);
         }
         while let Some(part) = parts.pop_front() {
-            let wait = match self.attempt(&part).await {
+            let wait = match self.watched_attempt(&part, &mut trouble).await {
                 Step::Judged(judged) => {
                     if !judged.refused.is_empty() {
                         self.bury(&part, &judged.refused, judged.letters).await;
@@ -226,6 +230,19 @@ impl Sink {
         }
         trouble.clear();
         delivered
+    }
+
+    /// An attempt that is told of when it takes long: a server that hangs answers nothing that could be told.
+    async fn watched_attempt(&self, part: &Parcel, trouble: &mut TroubleGuard) -> Step {
+        let (since, slow) = (now(), self.inner.options.slow);
+        let mut attempt = pin!(self.attempt(part));
+        if let Ok(step) = tokio::time::timeout(slow, attempt.as_mut()).await {
+            return step;
+        }
+        let reason = format!("a bulk has had no answer for {} s", slow.as_secs());
+        let hint = "Elasticsearch is overloaded or hangs, or a firewall drops the answers. It is waited for.";
+        trouble.waits(reason, hint.to_owned(), since);
+        attempt.await
     }
 
     async fn attempt(&self, part: &Parcel) -> Step {

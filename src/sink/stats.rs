@@ -238,7 +238,11 @@ impl Stats {
                 .map(|((table, ..), rejection)| TableRejection { table: *table, rejection: rejection.clone() })
                 .collect(),
             // The one that has lasted longest.
-            trouble: inner.troubles.values().min_by_key(|trouble| trouble.since).cloned(),
+            trouble: inner.troubles.values().min_by_key(|trouble| trouble.since).map(|trouble| Trouble {
+                // One that is waited for is the first.
+                attempts: trouble.attempts.max(1),
+                ..trouble.clone()
+            }),
         }
     }
 }
@@ -310,6 +314,15 @@ impl TroubleGuard {
             tracing::warn!(reason, hint, "Elasticsearch does not take documents; trying again until it does");
         }
         inner.troubles.insert(self.id, Trouble { reason, hint, attempts: attempts.saturating_add(1), since });
+        self.set = true;
+    }
+
+    /// A request has had no answer `since` then: a trouble too, though nothing has failed yet.
+    pub(super) fn waits(&mut self, reason: String, hint: String, since: Micros) {
+        let mut inner = self.stats.lock();
+        let known = inner.troubles.get(&self.id).map(|trouble| (trouble.attempts, trouble.since));
+        let (attempts, since) = known.unwrap_or((0, since));
+        inner.troubles.insert(self.id, Trouble { reason, hint, attempts, since });
         self.set = true;
     }
 

@@ -99,11 +99,13 @@ fn build(options: &Options) -> Result<(impl Subscriber + Send + Sync, LogGuard),
         .build(&folder)
         .map_err(|source| LogError::File { folder: folder.clone(), source })?;
     let (writer, guard) = tracing_appender::non_blocking(file);
-    let lines = fmt::layer().with_writer(writer).with_ansi(false);
+    // Its own complaints go to stderr, by a macro that panics where nobody reads that any more.
+    let lines = fmt::layer().with_writer(writer).with_ansi(false).log_internal_errors(false);
     let lines = if options.json { lines.json().boxed() } else { lines.boxed() };
     let stderr = (!options.screen).then(|| {
         let colour = io::IsTerminal::is_terminal(&io::stderr());
-        let lines = fmt::layer().with_writer(io::stderr).with_ansi(colour).with_target(false);
+        let lines =
+            fmt::layer().with_writer(io::stderr).with_ansi(colour).with_target(false).log_internal_errors(false);
         lines.with_filter(filter_fn(|event| event.target() != END))
     });
     let subscriber = tracing_subscriber::registry().with(filter(options.level)).with(lines).with(stderr);

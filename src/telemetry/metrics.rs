@@ -1,9 +1,9 @@
 //! The metrics of `GET /metrics`: the names of go-pq-cdc and go-pq-cdc-elasticsearch, and ours beside them.
 //!
 //! Every number comes from [`Status`], so that metrics, screen and `GET /status` cannot disagree. What is unknown is
-//! left out. Counters count from the start of the process.
+//! left out, but for latencies, which are NaN until there was one. Counters count from the start of the process.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use prometheus::core::Collector;
 use prometheus::{GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
@@ -115,8 +115,8 @@ fn stream(metrics: &Metrics, status: &Status) -> prometheus::Result<()> {
     let truncates = tables().map(|(name, table)| (name, table.truncates));
     metrics.counters("pgtide_truncate_total", "TRUNCATEs received", "table", truncates)?;
 
-    let nanoseconds = |seconds: Option<f64>| seconds.map(|seconds| seconds * 1e9);
-    let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| seconds * 1e3);
+    let nanoseconds = |seconds: Option<f64>| Some(seconds.map_or(f64::NAN, |seconds| seconds * 1e9));
+    let milliseconds = |seconds: Option<f64>| Some(seconds.map_or(f64::NAN, |seconds| seconds * 1e3));
     let (cdc, process) = (status.replication.cdc_latency, status.replication.process_latency);
     let help = "From the commit of the newest received transaction to its receipt";
     metrics.gauge("go_pq_cdc_cdc_latency_current", &format!("{help}, nanoseconds"), nanoseconds(cdc))?;
@@ -182,11 +182,12 @@ fn snapshot(metrics: &Metrics, status: &Status) -> prometheus::Result<()> {
         "Workers that have a chunk",
         Some(f64::from(snapshot.active_workers)),
     )?;
-    let chunks = copied().map(|table| (name(table), float(table.chunks.len())));
+    let all = || status.tables.iter();
+    let chunks = all().map(|table| (name(table), float(table.chunks.len())));
     metrics.gauges("go_pq_cdc_snapshot_total_chunks", "Chunks to copy", "table", chunks)?;
-    let chunks = copied().map(|table| (name(table), float(table.chunks.done())));
+    let chunks = all().map(|table| (name(table), float(table.chunks.done())));
     metrics.gauges("go_pq_cdc_snapshot_completed_chunks", "Chunks copied and answered for", "table", chunks)?;
-    let rows = copied().map(|table| (name(table), table.rows_copied));
+    let rows = all().map(|table| (name(table), table.rows_copied));
     metrics.counters("go_pq_cdc_snapshot_total_rows", "Rows copied and answered for, over all copies", "table", rows)
 }
 
@@ -194,22 +195,25 @@ fn elasticsearch(metrics: &Metrics, status: &Status) -> prometheus::Result<()> {
     metrics.gauge(
         "go_pq_cdc_elasticsearch_process_latency_current",
         "From the receipt of the newest answered transaction to the answer of the sink, nanoseconds",
-        status.replication.process_latency.map(|seconds| seconds * 1e9),
+        Some(status.replication.process_latency.map_or(f64::NAN, |seconds| seconds * 1e9)),
     )?;
     metrics.gauge(
         "go_pq_cdc_elasticsearch_bulk_request_process_latency_current",
         "What the newest bulk's answer took, nanoseconds",
-        status.sink.last_latency.map(|milliseconds| milliseconds * 1e6),
+        Some(status.sink.last_latency.map_or(f64::NAN, |milliseconds| milliseconds * 1e6)),
     )?;
-    let indices = || status.sink.indices.iter();
-    let indexed = indices().map(|index| (index.index.clone(), index.indexed));
+    // A mapped index counts from 0, or the first documents would be no increase; a handler may write into others.
+    let mut indices: BTreeMap<&str, (u64, u64)> =
+        status.tables.iter().map(|table| (table.index.as_str(), (0, 0))).collect();
+    indices.extend(status.sink.indices.iter().map(|index| (index.index.as_str(), (index.indexed, index.deleted))));
+    let indexed = indices.iter().map(|(index, counts)| ((*index).to_owned(), counts.0));
     metrics.counters(
         "go_pq_cdc_elasticsearch_index_total",
         "index and update items answered for",
         "index_name",
         indexed,
     )?;
-    let deleted = indices().map(|index| (index.index.clone(), index.deleted));
+    let deleted = indices.iter().map(|(index, counts)| ((*index).to_owned(), counts.1));
     metrics.counters("go_pq_cdc_elasticsearch_delete_total", "delete items answered for", "index_name", deleted)
 }
 
@@ -226,7 +230,11 @@ fn ours(metrics: &Metrics, status: &Status) -> prometheus::Result<()> {
     #[allow(clippy::cast_precision_loss, reason = "Prometheus knows no other numbers")]
     let safe = replication.safe_bytes.map(|bytes| bytes as f64);
     metrics.gauge("pgtide_slot_safe_bytes", "Bytes of WAL until PostgreSQL may drop the slot", safe)?;
-    metrics.counter("pgtide_reconnects_total", "Times the stream was opened again", replication.reconnects.into())?;
+    metrics.counter(
+        "pgtide_reconnects_total",
+        "Times that the connections were made again after they had worked",
+        replication.reconnects.into(),
+    )?;
     metrics.counter("pgtide_documents_total", "Documents answered for", sink.documents)?;
     metrics.counter("pgtide_rejected_total", "Documents that Elasticsearch refused for good", sink.rejected)?;
     metrics.counter("pgtide_retried_total", "Items and requests that were sent again", sink.retried)?;
@@ -340,7 +348,12 @@ mod tests {
     #[test]
     fn what_is_unknown_is_left_out() {
         let text = render_for(&Status::default(), "box");
-        for name in ["latency_current", "slot_is_active", "_lsn", "lag", "retained", "safe", "memory", "index_total"] {
+        assert_eq!(
+            text.lines().filter(|line| line.contains("latency_current") && line.ends_with(" NaN")).count(),
+            6,
+            "{text}"
+        );
+        for name in ["slot_is_active", "_lsn", "lag", "retained", "safe", "memory", "index_total"] {
             assert!(!text.lines().any(|line| line.contains(name)), "{name}: {text}");
         }
         assert!(

@@ -327,8 +327,15 @@ fn without_a_list_of_tables_the_publication_decides_unless_only_a_copy_is_asked_
     assert!(error.contains("public.users: the table is in neither"), "{error}");
     let only = "cdc: {host: h, username: u, database: d, snapshot: {enabled: true, mode: snapshot_only, tables: [{name: users}]}}\n\
                 elasticsearch: {urls: [http://h:9200], tableIndexMapping: {users: users}}";
-    let config = parse(only).unwrap().config;
+    let Loaded { config, warnings } = parse(only).unwrap();
     assert_eq!((config.mode(), config.cdc.slot.name.as_str()), (Mode::SnapshotOnly, ""));
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let more = only.replace("{host: h,", "{host: h, publication: {name: p}, slot: {name: s},");
+    let without_effect = "without effect in the mode snapshot_only, which streams nothing";
+    assert_eq!(
+        parse(&more).unwrap().warnings,
+        [format!("cdc.publication: {without_effect}"), format!("cdc.slot: {without_effect}")]
+    );
 }
 
 #[test]

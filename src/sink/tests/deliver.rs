@@ -361,6 +361,29 @@ async fn bulks_in_flight_are_limited() {
 }
 
 #[tokio::test]
+async fn an_answer_that_does_not_come_is_told_before_anything_fails() {
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let server =
+        Server::start(move |_, request| Reply::Held(Arc::clone(&held), Box::new(Reply::json(200, &all_ok(request)))))
+            .await;
+    let folder = tempfile::tempdir().unwrap();
+    let client = Client::new(&super::config(&server.url)).unwrap();
+    let options = SinkOptions { slow: Duration::from_millis(50), ..SinkOptions::new(2, folder.path().join("dead")) };
+    let sink = Sink::new(client, options);
+    let task = tokio::spawn({
+        let sink = sink.clone();
+        async move { deliver(&sink, body(&["1"])).await }
+    });
+    eventually("it is told", || sink.stats().trouble.is_some()).await;
+    let trouble = sink.stats().trouble.unwrap();
+    assert!(trouble.reason.contains("no answer") && trouble.attempts == 1, "{trouble:?}");
+    gate.add_permits(1);
+    assert_eq!(task.await.unwrap(), ok(1));
+    assert_eq!((sink.stats().trouble, server.requests().len()), (None, 1));
+}
+
+#[tokio::test]
 async fn bodies_are_compressed_when_asked() {
     let server = Server::start(|_, request| {
         let mut plain = Vec::new();
