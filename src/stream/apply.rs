@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,9 @@ use crate::text::copy::Splitter;
 const SHOWN_PER_READ: u32 = 8;
 /// Events that wait for their answer; beyond it the newest stand behind the ones that wait.
 const STAGED: usize = 1_000;
+
+/// How long the stream waits for an Elasticsearch that fails before it lets go of the slot.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The transaction that is arriving.
 #[derive(Clone, Copy, Debug, Default)]
@@ -131,11 +135,12 @@ impl Applier {
     }
 
     /// Applies one message. Waits where a body is full and its lane busy, and for what the message needs to have read.
+    /// False: Elasticsearch takes nothing, and it is not known for how long.
     ///
     /// # Errors
     /// The message cannot be decoded, PostgreSQL fails on a question, or the sink was stopped.
     #[inline]
-    pub(super) async fn apply(&mut self, data: &[u8]) -> Result<(), Problem> {
+    pub(super) async fn apply(&mut self, data: &[u8]) -> Result<bool, Problem> {
         let message = decode(data).map_err(|error| {
             Problem::new(
                 ProblemKind::Internal,
@@ -171,9 +176,26 @@ impl Applier {
             Message::Type { .. } | Message::Origin { .. } | Message::Logical { .. } => {}
         }
         if self.writer.lanes.needs_flush() {
-            self.writer.lanes.flush_full().await?;
+            return self.flush_full().await;
         }
-        Ok(())
+        Ok(true)
+    }
+
+    async fn flush_full(&mut self) -> Result<bool, Problem> {
+        loop {
+            match tokio::time::timeout(PATIENCE, self.writer.lanes.flush_full()).await {
+                Ok(flushed) => return flushed.map(|()| true).map_err(Problem::from),
+                Err(_) if self.sink.stats().trouble.is_some() => return Ok(false),
+                // Slow, but it goes on.
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// The stream begins again: what arrived in part comes once more.
+    pub(super) fn restart(&mut self) {
+        self.transaction = Transaction::default();
+        self.tracker.restart();
     }
 
     #[inline]

@@ -6,6 +6,7 @@ mod relations;
 mod tracker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,7 @@ pub(crate) use self::relations::no_key;
 pub use self::tracker::Tracker;
 use crate::change::Handler;
 use crate::config::Config;
-use crate::gate::Gate;
+use crate::gate::{Gate, Pass};
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
 use crate::postgres::connect::connect;
@@ -55,9 +56,6 @@ pub async fn run(options: Options) -> Result<(), Problem> {
     let Options { config, tables, sink, counters, handler, resnapshots, gate, stop } = options;
     let cdc = &config.cdc;
     let client = connect(cdc, "stream catalog").await?;
-    let session = Session::connect(cdc, "stream").await?;
-    // From wherever the slot stands: a position of ours that is ahead of it would silently skip.
-    let (mut reader, feedback) = session.start(&cdc.slot.name, Lsn::ZERO, &cdc.publication.name).await?;
     let limits = Limits {
         documents: config.elasticsearch.batch_size_limit,
         bytes: config.elasticsearch.batch_byte_size_limit,
@@ -69,35 +67,88 @@ pub async fn run(options: Options) -> Result<(), Problem> {
     let lanes = Lanes::new(sink.clone(), config.elasticsearch.concurrent_request, limits, give_up.clone());
     let relations = Relations::new(tables, handler.is_none());
     let mut applier = Applier::new(lanes, relations, client, sink, counters, handler, resnapshots, give_up.clone());
-    let outcome = read(&mut reader, &feedback, &mut applier, &gate, &stop).await;
-    // Whatever ended it: what was sent is brought home, so that nothing of it arrives behind the back of the next start.
-    let drained = tokio::select! {
-        drained = applier.lanes().drain() => drained.map_err(Problem::from),
-        () = tokio::time::sleep(DRAIN) => Err(Problem::new(
-            ProblemKind::Elasticsearch,
-            "Elasticsearch did not answer for the last bulks in time",
-            "They are sent again at the next start: nothing of them was confirmed.",
-        )),
-    };
-    give_up.cancel();
-    feedback.confirm(applier.confirm());
-    // Nobody reads any more: what the server still sends must not keep it from hearing the last position.
-    drop(reader);
-    let finished = feedback.finish().await.map_err(Problem::from);
-    outcome.and(drained).and(finished)
+    let mut pass = gate.enter();
+    loop {
+        let (mut reader, feedback) = start(&config).await?;
+        feedback.confirm(applier.confirm());
+        let outcome = read(&mut reader, &feedback, &mut applier, &mut pass, &stop).await;
+        // Whatever ended it: what was sent is brought home, so that nothing of it arrives behind the back of the next
+        // start.
+        let drained = tokio::time::timeout(DRAIN, applier.lanes().drain()).await;
+        feedback.confirm(applier.confirm());
+        // Nobody reads any more: what the server still sends must not keep it from hearing the last position.
+        drop(reader);
+        let finished = feedback.finish().await;
+        if let Ok(End::Rest) = outcome {
+            if let Err(error) = finished {
+                tracing::info!(%error, "the stream was not ended in good order; it begins again where it was confirmed");
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                rested = rest(&mut applier, &mut pass) => rested?,
+            }
+            continue;
+        }
+        give_up.cancel();
+        let drained = match drained {
+            Ok(drained) => drained.map_err(Problem::from),
+            Err(_) => Err(Problem::new(
+                ProblemKind::Elasticsearch,
+                "Elasticsearch did not answer for the last bulks in time",
+                "They are sent again at the next start: nothing of them was confirmed.",
+            )),
+        };
+        return outcome.map(drop).and(drained).and(finished.map_err(Problem::from));
+    }
+}
+
+/// Begins to stream from wherever the slot stands: a position of ours that is ahead of it would silently skip.
+async fn start(config: &Config) -> Result<(Reader, Feedback), Problem> {
+    let cdc = &config.cdc;
+    let began = Instant::now();
+    loop {
+        let session = Session::connect(cdc, "stream").await?;
+        match session.start(&cdc.slot.name, Lsn::ZERO, &cdc.publication.name).await {
+            // The server has not let go of it yet: it was ours a moment ago.
+            Err(error) if error.sqlstate() == Some("55006") && began.elapsed() < RELEASE => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            started => return started.map_err(Problem::from),
+        }
+    }
+}
+
+/// Waits, without a connection for streaming, until Elasticsearch has answered for everything and the gate is open.
+async fn rest(applier: &mut Applier, pass: &mut Pass) -> Result<(), Problem> {
+    applier.lanes().drain().await.map_err(Problem::from)?;
+    pass.wait().await;
+    applier.restart();
+    Ok(())
+}
+
+/// Why reading ended.
+enum End {
+    /// For good.
+    Stop,
+    /// For a while. Not with the connection open: a walsender that writes to somebody who does not read cannot be ended,
+    /// and a checkpoint that wants to drop its slot (`max_slot_wal_keep_size`) waits for that.
+    Rest,
 }
 
 /// How long the end of the stream waits for bulks that are on their way.
-const DRAIN: std::time::Duration = std::time::Duration::from_secs(10);
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long the server may take to let go of the slot of a connection that was ended.
+const RELEASE: Duration = Duration::from_secs(10);
 
 async fn read(
     reader: &mut Reader,
     feedback: &Feedback,
     applier: &mut Applier,
-    gate: &Gate,
+    pass: &mut Pass,
     stop: &CancellationToken,
-) -> Result<(), Problem> {
-    let mut pass = gate.enter();
+) -> Result<End, Problem> {
     let answered = applier.lanes().answered();
     loop {
         applier.new_read();
@@ -105,9 +156,12 @@ async fn read(
             match frame {
                 Frame::Data { data, .. } => tokio::select! {
                     biased;
-                    applied = applier.apply(data) => applied?,
-                    // While a full lane waits for Elasticsearch, a stop must not wait with it.
-                    () = stop.cancelled() => return Ok(()),
+                    applied = applier.apply(data) => if !applied? {
+                        return Ok(End::Rest);
+                    },
+                    // While a full lane waits for Elasticsearch, neither a stop nor a pause must wait with it.
+                    () = stop.cancelled() => return Ok(End::Stop),
+                    () = pass.closing() => return Ok(End::Rest),
                 },
                 Frame::KeepAlive { wal_end, .. } => applier.tracker.keepalive(wal_end),
             }
@@ -120,20 +174,8 @@ async fn read(
         // Stop before pause before answers before more to read.
         tokio::select! {
             biased;
-            () = stop.cancelled() => return Ok(()),
-            () = pass.closing() => {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return Ok(()),
-                    drained = applier.lanes().drain() => drained.map_err(Problem::from)?,
-                }
-                feedback.confirm(applier.confirm());
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return Ok(()),
-                    () = pass.wait() => {}
-                }
-            }
+            () = stop.cancelled() => return Ok(End::Stop),
+            () = pass.closing() => return Ok(End::Rest),
             () = answered.notified() => {}
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             filled = reader.fill() => filled?,

@@ -28,6 +28,11 @@ pub struct Tracker {
 }
 
 impl Tracker {
+    /// The stream begins again at the confirmed position: what was arriving arrives once more.
+    pub fn restart(&mut self) {
+        self.open = None;
+    }
+
     /// A transaction with this commit position begins to arrive.
     pub fn begin(&mut self, commit: Lsn) {
         self.open = Some(commit);

@@ -23,7 +23,7 @@ const BUFFER: usize = 1 << 20;
 /// PostgreSQL's own limit of a message.
 const LONGEST_MESSAGE: usize = 1 << 30;
 /// How long bytes may gather in the kernel while much comes.
-const GATHER: Duration = Duration::from_millis(3);
+const GATHER: Duration = Duration::from_millis(10);
 /// Reads that follow each other within [`QUICK`] before much is said to come.
 const QUICK_READS: u32 = 16;
 /// See [`QUICK_READS`].

@@ -26,8 +26,9 @@ use super::wire;
 const RECEIVE_BUFFER: u32 = 4 << 20;
 /// The same for a server on this machine. The server sends each message by itself, and here it pays for each packet's
 /// arrival too. Once this little is full, the messages gather on its side, where another costs next to nothing, until
-/// the reader comes back: a backlog of a million small changes took the server 2.4 s so, with the large one 5.3 s.
-const RECEIVE_BUFFER_HERE: u32 = 32 << 10;
+/// the reader comes back: a backlog of a million small changes took the server 2.3 to 2.9 s so, and often twice that
+/// with a larger one. With a smaller one the kernel drops packets when the reader stays away for long.
+const RECEIVE_BUFFER_HERE: u32 = 256 << 10;
 
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
