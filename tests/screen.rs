@@ -91,11 +91,15 @@ impl Demo {
         self.text().lines().find(row).unwrap_or_default().to_owned()
     }
 
-    /// The first line of the events.
-    fn newest_event(&self) -> String {
+    /// The lines of the events, without the title that counts them.
+    fn events(&self) -> Vec<String> {
         let text = self.text();
-        let mut lines = text.lines().skip_while(|line| !line.contains("─ Events"));
-        lines.nth(1).unwrap_or_default().to_owned()
+        let lines = text.lines().skip_while(|line| !line.contains("─ Events")).skip(1);
+        lines.take_while(|line| line.starts_with('│')).map(str::to_owned).collect()
+    }
+
+    fn newest_event(&self) -> String {
+        self.events().into_iter().next().unwrap_or_default()
     }
 
     fn press(&mut self, keys: &str) {
@@ -138,7 +142,7 @@ impl Demo {
             let live = |table| demo.row_of(table).contains("live") && demo.row_of(table).contains("100.0%");
             live("users") && live("books") && demo.line(0).contains("STREAMING")
         });
-        self.wait_text("INSERT");
+        self.wait("an INSERT", LIMIT, |demo| demo.events().iter().any(|event| event.contains(" INSERT ")));
     }
 
     /// Waits for its end; the terminal must be as it was and nothing of it may be left.
