@@ -178,6 +178,8 @@ async fn changes_during_the_copy_come_exactly_once() {
     live(&engine).await;
     rig.equal("wide").await;
     assert_eq!(rig.documents("wide").len(), 91);
+    // Each of these chunks took three bulks.
+    assert_eq!(chunks(&rig, &rig.name).await.iter().map(|chunk| chunk.4).collect::<Vec<_>>(), [25, 25]);
     assert_eq!(copied(&engine, "public.wide"), [50.0, 2.0, 2.0]);
     assert_eq!(operations(&engine.status(), "public.wide"), [51.0, 10.0, 10.0]);
     assert_eq!(rig.store.stats().items, 50 + 51 + 10 + 10);
