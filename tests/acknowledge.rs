@@ -6,9 +6,10 @@ mod support;
 
 use std::collections::HashSet;
 
-use pgtide::engine::{Command, Engine, Phase};
+use pgtide::engine::{Command, Engine, Phase, TableState};
 use pgtide::lsn::Lsn;
 use pgtide::store::{Effect, Fault};
+use pgtide::table::TableId;
 use support::pipeline::{LIMIT, Rig, live, metric, phase, stop};
 use support::{own_server, wait_until};
 
@@ -70,6 +71,26 @@ async fn nothing_is_acknowledged_before_its_answer() {
     rig.equal("books").await;
     assert!(confirmed <= lsn(rig.version("books", "2")), "its commit record was acknowledged");
     assert!(rig.confirmed().await >= received);
+    stop(engine).await;
+}
+
+/// A table is live when the changes of before the start are answered for, and not when they are received.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn live_is_said_only_after_the_backlog() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    stop(rig.run(rig.config(&["books"])).await).await;
+    rig.sql("INSERT INTO books VALUES (1, 'while it was down')").await;
+    rig.hold(1);
+    let engine = rig.start(rig.config(&["books"]));
+    rig.until_held().await;
+    two_updates(&rig).await;
+    let status = engine.status();
+    assert_eq!((status.phase, status.tables[0].state), (Phase::CatchUp, TableState::CatchUp));
+    rig.store.clear_faults();
+    live(&engine).await;
+    rig.equal_now("books").await;
+    assert_eq!(engine.status().tables[0].state, TableState::Live);
     stop(engine).await;
 }
 
@@ -158,12 +179,11 @@ async fn a_pause_really_stops() {
 
     rig.sql("INSERT INTO books SELECT n, 'held' FROM generate_series(2, 100) n; UPDATE books SET title = 'x'").await;
     let committed = rig.position().await;
-    let sent = "SELECT count(*) FROM pg_stat_replication r JOIN pg_stat_activity a USING (pid)
-                WHERE a.datname = current_database() AND sent_lsn >= ";
-    // The changes are at the door.
-    wait_until("PostgreSQL has sent them", LIMIT, || async { rig.count(&format!("{sent}'{committed}'")).await == 1 })
-        .await;
-    two_updates(&rig).await;
+    // Nobody writes to a reader that does not read: the server could not even end that.
+    let senders =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'walsender'";
+    assert_eq!(rig.count(senders).await, 0);
+    wait_until("the status says so", LIMIT, || async { engine.status().replication.active == Some(false) }).await;
     assert_eq!(rig.store.stats().requests, requests, "a request was sent in a pause");
     assert!(rig.confirmed().await < committed);
     let status = engine.status();
@@ -207,6 +227,58 @@ async fn a_pause_stops_the_copy() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_copy_of_one_table_may_be_held() {
+    let rig = Rig::new().await;
+    for name in ["a", "b"] {
+        rig.sql(&format!("CREATE TABLE {name} (id int PRIMARY KEY); INSERT INTO {name} SELECT generate_series(1, 25)"))
+            .await;
+    }
+    let mut config = rig.config(&["a", "b"]);
+    config.cdc.snapshot.workers = Some(1);
+    // Were it not held, b's first rows would go with a's last ones.
+    config.elasticsearch.batch_size_limit = 10;
+    rig.hold(1);
+    let engine = rig.start(config);
+    rig.until_held().await;
+    let (control, b) = (engine.control(), TableId::new("public", "b"));
+    control.send(Command::PauseTable(b.clone())).await.unwrap();
+    rig.store.clear_faults();
+    wait_until("the other table is copied", LIMIT, || async { engine.status().tables[0].rows_done == 25 }).await;
+    assert!(rig.documents("b").is_empty());
+    let status = engine.status();
+    assert_eq!((status.phase, status.tables[1].state), (Phase::Snapshot, TableState::Paused));
+    control.send(Command::ResumeTable(b)).await.unwrap();
+    live(&engine).await;
+    rig.equal_now("a").await;
+    rig.equal_now("b").await;
+    stop(engine).await;
+}
+
+/// Paused is said only when the answers are there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_waits_for_the_bulks_of_the_copy() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    rig.sql("INSERT INTO books SELECT n, 'x' FROM generate_series(1, 500) n").await;
+    let mut config = rig.config(&["books"]);
+    config.cdc.snapshot.workers = Some(1);
+    config.elasticsearch.batch_size_limit = 10;
+    rig.store.inject(Fault::new(Effect::Delay { milliseconds: 300 }));
+    let engine = rig.start(config);
+    wait_until("a bulk was answered", LIMIT, || async { engine.status().tables[0].rows_done > 0 }).await;
+    engine.control().send(Command::Pause).await.unwrap();
+    phase(&engine, Phase::Paused).await;
+    let status = engine.status();
+    assert_eq!((status.sink.in_flight, status.sink.queued_documents), (0, 0));
+    assert_eq!(status.tables[0].rows_done, rig.documents("books").len() as u64);
+    rig.store.clear_faults();
+    engine.control().send(Command::Resume).await.unwrap();
+    live(&engine).await;
+    rig.equal("books").await;
+    stop(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_walsender_is_replaced() {
     let rig = Rig::new().await;
     let engine = rig_with_books(&rig).await;
@@ -232,6 +304,28 @@ async fn a_lost_walsender_is_replaced() {
     let status = engine.status();
     assert!(status.replication.reconnects >= 3, "{}", status.replication.reconnects);
     assert_eq!(metric(&status, "pgtide_reconnects_total", ""), f64::from(status.replication.reconnects));
+    stop(engine).await;
+}
+
+/// What was received and given up without an answer is received again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_sides_may_fail_at_once() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig).await;
+    rig.store.inject(Fault::new(Effect::Reject { status: 503, kind: None }));
+    rig.sql("INSERT INTO books SELECT n, 'refused' FROM generate_series(1, 50) n").await;
+    phase(&engine, Phase::Degraded).await;
+    let end = format!(
+        "SELECT count(pg_terminate_backend(active_pid)) FROM pg_replication_slots WHERE slot_name = '{}'",
+        rig.name
+    );
+    assert_eq!(rig.count(&end).await, 1);
+    // It waits some seconds for the answers before it gives them up.
+    wait_until("it has connected again", LIMIT, || async { engine.status().replication.reconnects > 0 }).await;
+    assert!(rig.documents("books").is_empty());
+    rig.store.clear_faults();
+    rig.equal("books").await;
+    assert_eq!(rig.documents("books").len(), 50);
     stop(engine).await;
 }
 

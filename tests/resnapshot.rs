@@ -147,6 +147,28 @@ async fn a_row_deleted_while_its_copy_is_on_its_way_stays_deleted() {
     stop(engine).await;
 }
 
+/// The stream passes the snapshot's position before the copy can begin: what it deletes then counts as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_deleted_before_its_copy_begins_stays_deleted() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    rig.sql("INSERT INTO books SELECT n, 'Book ' || n FROM generate_series(1, 20) n").await;
+    let (config, proxy) = rig.config_by_proxy(&["books"]).await;
+    let engine = rig.run(config).await;
+    proxy.hold("snapshot keeper");
+    again(&engine, "books").await;
+    proxy.until_held().await;
+    rig.sql("DELETE FROM books WHERE id <= 3; UPDATE books SET id = 50 WHERE id = 5").await;
+    rig.delivered().await;
+    rig.store.forget_tombstones();
+    proxy.release();
+    done(&engine).await;
+    assert!(noticed(&engine, "copied again"), "{:?}", engine.status().notices);
+    rig.equal("books").await;
+    assert_eq!(rig.documents("books").len(), 17);
+    stop(engine).await;
+}
+
 /// A deleted row that the copy has not sent yet is left out when its turn comes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_deleted_before_its_copy_is_sent_is_left_out() {

@@ -24,6 +24,8 @@ const END: Duration = Duration::from_secs(40);
 /// `pgtide demo` and the terminal that it runs in.
 struct Demo {
     parser: Arc<Mutex<vt100::Parser>>,
+    /// All that the terminal was sent.
+    sent: Arc<Mutex<Vec<u8>>>,
     writer: Box<dyn Write + Send>,
     master: Box<dyn MasterPty + Send>,
     /// Kept open, so that the terminal can be looked at when the program has gone.
@@ -56,15 +58,18 @@ impl Demo {
         let size = |number| NonZeroU16::new(number).unwrap();
         let parser = Arc::new(Mutex::new(vt100::Parser::new(size(rows), size(columns), 0)));
         let mut reader = pair.master.try_clone_reader().unwrap();
-        let screen = Arc::clone(&parser);
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let (screen, all) = (Arc::clone(&parser), Arc::clone(&sent));
         std::thread::spawn(move || {
             let mut buffer = [0; 16 << 10];
             while let Ok(count @ 1..) = reader.read(&mut buffer) {
+                all.lock().unwrap().extend_from_slice(&buffer[..count]);
                 screen.lock().unwrap().process(&buffer[..count]);
             }
         });
         Self {
             parser,
+            sent,
             writer: pair.master.take_writer().unwrap(),
             pid: child.process_id().unwrap(),
             master: pair.master,
@@ -91,11 +96,15 @@ impl Demo {
         self.text().lines().find(row).unwrap_or_default().to_owned()
     }
 
-    /// The first line of the events.
-    fn newest_event(&self) -> String {
+    /// The lines of the events, without the title that counts them.
+    fn events(&self) -> Vec<String> {
         let text = self.text();
-        let mut lines = text.lines().skip_while(|line| !line.contains("─ Events"));
-        lines.nth(1).unwrap_or_default().to_owned()
+        let lines = text.lines().skip_while(|line| !line.contains("─ Events")).skip(1);
+        lines.take_while(|line| line.starts_with('│')).map(str::to_owned).collect()
+    }
+
+    fn newest_event(&self) -> String {
+        self.events().into_iter().next().unwrap_or_default()
     }
 
     fn press(&mut self, keys: &str) {
@@ -138,7 +147,7 @@ impl Demo {
             let live = |table| demo.row_of(table).contains("live") && demo.row_of(table).contains("100.0%");
             live("users") && live("books") && demo.line(0).contains("STREAMING")
         });
-        self.wait_text("INSERT");
+        self.wait("an INSERT", LIMIT, |demo| demo.events().iter().any(|event| event.contains(" INSERT ")));
     }
 
     /// Waits for its end; the terminal must be as it was and nothing of it may be left.
@@ -163,6 +172,8 @@ impl Demo {
             assert!(Instant::now() < deadline, "the terminal was not given back\n{}", self.text());
             std::thread::sleep(Duration::from_millis(20));
         }
+        let sent = self.sent.lock().unwrap().clone();
+        assert_eq!(beside_the_frames(&sent), "", "printed while the screen was up");
         assert_eq!(termios(self.master.as_ref()), self.before, "the line discipline is not as it was");
         assert!(!self.parser.lock().unwrap().screen().bracketed_paste());
         let folders = demo_folders(self.pid);
@@ -181,6 +192,21 @@ impl Drop for Demo {
 
 fn termios(master: &dyn MasterPty) -> String {
     format!("{:?}", master.get_termios().expect("a terminal has settings"))
+}
+
+/// What was printed on the screen while it was the dashboard's, other than by its frames, which are marked.
+fn beside_the_frames(sent: &[u8]) -> String {
+    let text = String::from_utf8_lossy(sent);
+    let (_, text) = text.split_once("\x1b[?1049h").expect("the screen was never taken");
+    let (text, _) = text.split_once("\x1b[?1049l").expect("the screen was never given back");
+    let (begin, end) = ("\x1b[?2026h", "\x1b[?2026l");
+    assert!(text.matches(begin).count() > 1);
+    let size = |number| NonZeroU16::new(number).unwrap();
+    let mut parser = vt100::Parser::new(size(24), size(80), 0);
+    for part in text.split(end) {
+        parser.process(part.split(begin).next().unwrap_or_default().as_bytes());
+    }
+    parser.screen().contents().trim().to_owned()
 }
 
 /// The folders that the demo of this process has made.

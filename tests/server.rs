@@ -51,7 +51,7 @@ async fn starts_with_initdb_and_stops_without_a_trace() {
 
 /// `XDG_CACHE_HOME=$(mktemp -d) PGTIDE_PG_FETCH=always cargo test --test server -- --ignored --nocapture a_fetched`
 #[tokio::test]
-#[ignore = "needs the network: run by CI with PGTIDE_PG_FETCH=always"]
+#[ignore = "needs the network: run by hand, as docs/testing.md says"]
 async fn a_fetched_server_serves() {
     assert_eq!(std::env::var("PGTIDE_PG_FETCH").as_deref(), Ok("always"), "set PGTIDE_PG_FETCH=always");
     let begin = Instant::now();

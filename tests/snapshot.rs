@@ -9,6 +9,7 @@ use pgtide::engine::{Engine, Phase, TableState};
 use pgtide::problem::ProblemKind;
 use support::pipeline::{LIMIT, Rig, ended, live, metric, operations, stop};
 use support::wait_until;
+use tokio_postgres::error::SqlState;
 
 /// A chunk as the ledger has it: table, index, start, size, rows, and whether it is completed.
 type Chunk = (String, i32, i64, i64, i64, bool);
@@ -161,12 +162,14 @@ async fn changes_during_the_copy_come_exactly_once() {
     wide_table(&rig, "wide", 50).await;
     let mut config = rig.config(&["wide"]);
     config.cdc.snapshot.chunk_size = 25;
-    config.cdc.snapshot.workers = Some(2);
+    // One worker: while its first bulk is held, the second chunk is not read yet, and that has the pages of the rows to
+    // come. Only the snapshot keeps them out of the copy.
+    config.cdc.snapshot.workers = Some(1);
     config.elasticsearch.batch_size_limit = 10;
     rig.hold(1);
     let engine = rig.start(config);
     rig.until_held().await;
-    // The pages of the rows to come may be read after them: only the snapshot keeps them out of the copy.
+    let begin = rig.confirmed().await;
     rig.sql("INSERT INTO wide SELECT n, 'later ' || n FROM generate_series(100, 150) n").await;
     rig.sql("UPDATE wide SET pad = 'changed ' || id WHERE id BETWEEN 1 AND 10").await;
     rig.sql("DELETE FROM wide WHERE id BETWEEN 41 AND 50").await;
@@ -175,10 +178,154 @@ async fn changes_during_the_copy_come_exactly_once() {
     live(&engine).await;
     rig.equal("wide").await;
     assert_eq!(rig.documents("wide").len(), 91);
+    // Each of these chunks took three bulks.
+    assert_eq!(chunks(&rig, &rig.name).await.iter().map(|chunk| chunk.4).collect::<Vec<_>>(), [25, 25]);
     assert_eq!(copied(&engine, "public.wide"), [50.0, 2.0, 2.0]);
     assert_eq!(operations(&engine.status(), "public.wide"), [51.0, 10.0, 10.0]);
     assert_eq!(rig.store.stats().items, 50 + 51 + 10 + 10);
     assert_eq!(engine.status().sink.superseded, 0);
+    assert_eq!(rig.version("wide", "20"), i64::try_from(begin.0).unwrap() - 1, "not just before the first change");
+    stop(engine).await;
+}
+
+/// PostgreSQL makes a slot only when the transactions that are open have ended. What is committed until then is in the
+/// copy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_committed_while_the_slot_is_made_is_not_lost() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    books(&rig, 1, 10).await;
+    let open = rig.connect().await;
+    open.batch_execute("BEGIN; INSERT INTO books VALUES (11, 'open')").await.unwrap();
+    let engine = rig.start(rig.config(&["books"]));
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                 AND backend_type = 'walsender' AND wait_event_type = 'Lock'";
+    wait_until("the slot waits for the transaction", LIMIT, || async { rig.count(waits).await == 1 }).await;
+    rig.sql("INSERT INTO books VALUES (12, 'meanwhile'); UPDATE books SET title = 'changed' WHERE id = 1").await;
+    rig.sql("DELETE FROM books WHERE id = 2").await;
+    open.batch_execute("COMMIT").await.unwrap();
+    live(&engine).await;
+    rig.equal("books").await;
+    assert_eq!(copied(&engine, "public.books"), [11.0, 1.0, 1.0]);
+    assert_eq!(operations(&engine.status(), "public.books"), [0.0; 3]);
+    stop(engine).await;
+}
+
+/// The session that holds the snapshot comes after the slot.
+const KEEPER: &str = "snapshot keeper";
+
+/// What is committed behind the slot's beginning is not in the copy, however late that begins.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_committed_after_the_slot_comes_only_with_the_stream() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    books(&rig, 1, 10).await;
+    let (config, proxy) = rig.config_by_proxy(&["books"]).await;
+    proxy.hold(KEEPER);
+    let engine = rig.start(config);
+    proxy.until_held().await;
+    books(&rig, 11, 12).await;
+    rig.sql("UPDATE books SET title = 'changed' WHERE id = 1; DELETE FROM books WHERE id = 2").await;
+    proxy.release();
+    live(&engine).await;
+    rig.equal("books").await;
+    assert_eq!(copied(&engine, "public.books"), [10.0, 1.0, 1.0]);
+    assert_eq!(operations(&engine.status(), "public.books"), [2.0, 1.0, 1.0]);
+    stop(engine).await;
+}
+
+/// Rewritten between the snapshot and the lock, a table has no row in that snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_rewritten_behind_the_snapshot_is_seen() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    books(&rig, 1, 10).await;
+    let (config, proxy) = rig.config_by_proxy(&["books"]).await;
+    proxy.hold(KEEPER);
+    let engine = rig.start(config);
+    proxy.until_held().await;
+    rig.sql("ALTER TABLE books ALTER id TYPE bigint").await;
+    proxy.release();
+    live(&engine).await;
+    rig.equal_now("books").await;
+    assert_eq!(rig.documents("books").len(), 10);
+    let notices = engine.status().notices;
+    assert!(notices.iter().any(|notice| notice.text.contains("was rewritten while")), "{notices:?}");
+    stop(engine).await;
+}
+
+/// A snapshot sees no row of a table that was rewritten after it, so no table is before it is copied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_waits_for_its_copy_cannot_be_rewritten() {
+    let rig = Rig::new().await;
+    for name in ["a", "b"] {
+        wide_table(&rig, name, 25).await;
+    }
+    let mut config = rig.config(&["a", "b"]);
+    config.cdc.snapshot.workers = Some(1);
+    config.elasticsearch.batch_size_limit = 10;
+    rig.hold(1);
+    let engine = rig.start(config);
+    rig.until_held().await;
+    rig.sql("SET lock_timeout = '100ms'").await;
+    for sql in ["TRUNCATE b", "ALTER TABLE b ALTER id TYPE bigint"] {
+        let error = rig.client.batch_execute(sql).await.expect_err(sql);
+        assert_eq!(error.code(), Some(&SqlState::LOCK_NOT_AVAILABLE), "{sql}: {error:?}");
+    }
+    rig.store.clear_faults();
+    live(&engine).await;
+    rig.equal_now("a").await;
+    rig.equal_now("b").await;
+    assert_eq!(rig.documents("b").len(), 25);
+    stop(engine).await;
+}
+
+/// Rows on the pages 4 to 7, one chunk each, with one that is not done when the copy is stopped.
+async fn cut_short(rig: &Rig) {
+    wide_table(rig, "wide", 200).await;
+    rig.sql("DELETE FROM wide WHERE id <= 100; ANALYZE wide").await;
+    let mut config = rig.config(&["wide"]);
+    config.cdc.snapshot.chunk_size = 10;
+    config.cdc.snapshot.workers = Some(2);
+    config.elasticsearch.batch_size_limit = 25;
+    rig.hold(1);
+    let engine = rig.start(config);
+    rig.until_held().await;
+    wait_until("the other chunks are done", LIMIT, || async { job(rig, &rig.name).await == (false, 8, 7) }).await;
+    stop(engine).await;
+    assert_eq!(rig.documents("wide").len(), 75);
+}
+
+/// A row that moved from the page that is still to be copied to one that is done comes with the change that moved it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_goes_on_after_rows_have_moved() {
+    let rig = Rig::new().await;
+    cut_short(&rig).await;
+    let done: Vec<String> = rig.documents("wide").into_keys().collect();
+    let without = done.join(",");
+    rig.sql(&format!("UPDATE wide SET pad = rpad('moved ' || id, 284, 'y') WHERE id NOT IN ({without})")).await;
+    let on_the_page = "SELECT count(*) FROM wide, cdc_snapshot_chunks WHERE status <> 'completed'
+                       AND wide.ctid BETWEEN format('(%s,0)', block_start)::tid AND format('(%s,999)', block_start)::tid";
+    assert_eq!(rig.count(on_the_page).await, 0, "they did not move");
+    rig.sql("DELETE FROM wide WHERE id IN (150, 175)").await;
+    let engine = rig.run(rig.config(&["wide"])).await;
+    rig.equal("wide").await;
+    assert_eq!(rig.documents("wide").len(), 98);
+    assert_eq!(job(&rig, &rig.name).await, (true, 8, 8), "it began anew");
+    stop(engine).await;
+}
+
+/// VACUUM FULL moves rows without a change in the stream: what is known of the pages is worth nothing then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_rewritten_in_the_middle_is_copied_from_its_beginning() {
+    let rig = Rig::new().await;
+    cut_short(&rig).await;
+    rig.sql("VACUUM FULL wide").await;
+    let engine = rig.run(rig.config(&["wide"])).await;
+    rig.equal("wide").await;
+    assert_eq!(rig.documents("wide").len(), 100);
+    let notices = engine.status().notices;
+    assert!(notices.iter().any(|notice| notice.text.contains("was rewritten")), "{notices:?}");
     stop(engine).await;
 }
 

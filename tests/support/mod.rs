@@ -5,6 +5,7 @@
 
 pub mod pipeline;
 pub mod process;
+pub mod proxy;
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -17,6 +17,7 @@ use pgtide::telemetry::metrics;
 use serde_json::Value;
 use tokio_postgres::Client;
 
+use super::proxy::Proxy;
 use super::wait_until;
 
 /// The longest wait for anything: far beyond what a machine under load needs.
@@ -92,6 +93,14 @@ impl Rig {
         config.elasticsearch.table_index_mapping =
             tables.iter().map(|table| (id(table), (*table).to_owned())).collect();
         config
+    }
+
+    /// The same through a proxy.
+    pub async fn config_by_proxy(&self, tables: &[&str]) -> (Config, Proxy) {
+        let mut config = self.config(tables);
+        let proxy = Proxy::to(config.cdc.port).await;
+        config.cdc.port = proxy.port;
+        (config, proxy)
     }
 
     /// Starts a pipeline.

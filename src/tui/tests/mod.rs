@@ -7,6 +7,8 @@ mod terminal;
 
 use crate as pgtide;
 
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
@@ -24,9 +26,9 @@ fn app() -> App {
 
 /// `app` drawn at a size.
 fn draw(app: &mut App, status: &Status, width: u16, height: u16) -> Buffer {
-    let mut buffer = Buffer::empty(Rect::new(0, 0, width, height));
-    super::render(&mut buffer, app, status);
-    buffer
+    let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+    terminal.draw(|frame| super::render(frame.buffer_mut(), app, status)).unwrap();
+    terminal.backend().buffer().clone()
 }
 
 /// What a buffer shows; the cells that a wide character covers are left out, as in a terminal.

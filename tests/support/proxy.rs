@@ -1,0 +1,84 @@
+//! A way to PostgreSQL on which connections can be kept waiting.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::pipeline::LIMIT;
+
+/// Listens on a port of its own and passes everything on, in plain text. Sessions whose application name ends with the
+/// text that is held wait before their first byte arrives.
+pub struct Proxy {
+    /// Where it listens, on 127.0.0.1.
+    pub port: u16,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    server: SocketAddr,
+    hold: watch::Sender<Option<&'static str>>,
+    waiting: watch::Sender<usize>,
+}
+
+impl Proxy {
+    /// To the server on this port of 127.0.0.1.
+    pub async fn to(port: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port_here = listener.local_addr().unwrap().port();
+        let server = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let shared = Arc::new(Shared { server, hold: watch::Sender::new(None), waiting: watch::Sender::new(0) });
+        let accepting = Arc::clone(&shared);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let shared = Arc::clone(&accepting);
+                // Either side may go away at any time.
+                tokio::spawn(async move { drop(shared.pass(client).await) });
+            }
+        });
+        Self { port: port_here, shared }
+    }
+
+    /// Holds sessions of this name from now on.
+    pub fn hold(&self, name: &'static str) {
+        self.shared.hold.send_replace(Some(name));
+    }
+
+    /// Waits until one is held.
+    pub async fn until_held(&self) {
+        let mut waiting = self.shared.waiting.subscribe();
+        let held = tokio::time::timeout(LIMIT, waiting.wait_for(|waiting| *waiting > 0)).await;
+        held.expect("no such session came").unwrap();
+    }
+
+    /// Lets all go on.
+    pub fn release(&self) {
+        self.shared.hold.send_replace(None);
+    }
+}
+
+impl Shared {
+    async fn pass(&self, mut client: TcpStream) -> std::io::Result<()> {
+        // The first message: its length, itself included, then names and values, each with a zero at its end.
+        let length = client.read_u32().await?;
+        let mut rest = vec![0; length as usize - 4];
+        client.read_exact(&mut rest).await?;
+        let is = |name: &str| {
+            let text = format!("{name}\0");
+            rest.windows(text.len()).any(|window| window == text.as_bytes())
+        };
+        let mut hold = self.hold.subscribe();
+        if hold.borrow().is_some_and(is) {
+            self.waiting.send_modify(|waiting| *waiting += 1);
+            let _ = hold.wait_for(|name| !name.is_some_and(is)).await;
+            self.waiting.send_modify(|waiting| *waiting -= 1);
+        }
+        let mut server = TcpStream::connect(self.server).await?;
+        server.write_u32(length).await?;
+        server.write_all(&rest).await?;
+        copy_bidirectional(&mut client, &mut server).await?;
+        Ok(())
+    }
+}
