@@ -473,7 +473,8 @@ pub struct Replication {
     pub restart_lsn: Option<Lsn>,
     /// Bytes from `confirmed_lsn` to `current_lsn`.
     pub lag_bytes: Option<u64>,
-    /// Seconds since the commit of the last transaction answered for; 0 while nothing is behind.
+    /// Seconds since the commit of the oldest transaction that is not answered for; where none was received, since
+    /// PostgreSQL wrote at `confirmed_lsn`. 0 while nothing is behind.
     pub lag_seconds: Option<f64>,
     /// Seconds from the commit of the newest received transaction to its receipt.
     pub cdc_latency: Option<f64>,

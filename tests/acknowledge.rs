@@ -183,7 +183,13 @@ async fn a_pause_really_stops() {
     let senders =
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'walsender'";
     assert_eq!(rig.count(senders).await, 0);
-    wait_until("the status says so", LIMIT, || async { engine.status().replication.active == Some(false) }).await;
+    wait_until("the status says so, and how far behind it is", LIMIT, || async {
+        let replication = engine.status().replication;
+        replication.active == Some(false)
+            && replication.lag_bytes > Some(0)
+            && replication.lag_seconds.is_some_and(|seconds| seconds > 0.5)
+    })
+    .await;
     assert_eq!(rig.store.stats().requests, requests, "a request was sent in a pause");
     assert!(rig.confirmed().await < committed);
     let status = engine.status();

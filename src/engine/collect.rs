@@ -15,6 +15,8 @@ use crate::telemetry::{TableCounters, lock, now};
 const TROUBLED: u32 = 3;
 /// Microseconds after which it is in trouble however few attempts that were: one that hangs fails seldom.
 const LASTING: i64 = 15_000_000;
+/// What happens to the slot is told after so many seconds of samples.
+const WAL_RATE_AFTER: f64 = 30.0;
 /// An ETA is given after so many chunks and seconds.
 const ETA_AFTER: (usize, f64) = (2, 30.0);
 
@@ -64,7 +66,12 @@ pub(super) fn status(shared: &Shared) -> Status {
             database: config.cdc.database.clone(),
             version: server.as_ref().map(|server| server.version_text.clone()),
         },
-        replication: replication(shared, sampled.wal.value(), server.and_then(|server| server.keep_limit()), at),
+        replication: replication(
+            shared,
+            sampled.wal.over(WAL_RATE_AFTER),
+            server.and_then(|server| server.keep_limit()),
+            at,
+        ),
         rates: sampled.rates(),
         sink: sink(shared, stats.clone(), &sampled),
         tables,
@@ -179,7 +186,7 @@ fn overall_eta(tables: &[TableStatus], rate: f64) -> Option<u64> {
     clippy::cast_sign_loss,
     reason = "figures for a screen"
 )]
-fn replication(shared: &Shared, wal_rate: f64, keep_limit: Option<u64>, at: i64) -> Replication {
+fn replication(shared: &Shared, wal_rate: Option<f64>, keep_limit: Option<u64>, at: i64) -> Replication {
     let config = &shared.options.config;
     let counters = &shared.counters;
     if config.mode() == Mode::SnapshotOnly {
@@ -200,13 +207,14 @@ fn replication(shared: &Shared, wal_rate: f64, keep_limit: Option<u64>, at: i64)
     let lag_seconds = match (lag_bytes, oldest) {
         (None, _) => None,
         (Some(_), oldest) if oldest > 0 => Some((at - oldest).max(0) as f64 / 1e6),
-        // Nothing that was received waits. What is not received yet has no time to show.
         (Some(0), _) => Some(0.0),
-        (Some(_), _) if shared.phase() == Phase::Streaming => Some(0.0),
-        (Some(_), _) => None,
+        // Nothing that was received waits: what is not received yet was written after what is confirmed.
+        (Some(_), _) => confirmed
+            .and_then(|confirmed| lock(&shared.positions).passed(confirmed))
+            .map(|passed| (at - passed).max(0) as f64 / 1e6),
     };
     let safe = slot.as_ref().and_then(|slot| slot.safe_wal_size);
-    let wal_per_second = slot.as_ref().map(|_| wal_rate);
+    let wal_per_second = wal_rate.filter(|_| slot.is_some());
     let latency = |micros: i64| (micros >= 0).then_some(micros as f64 / 1e6);
     Replication {
         slot: Some(config.cdc.slot.name.clone()),
@@ -226,7 +234,9 @@ fn replication(shared: &Shared, wal_rate: f64, keep_limit: Option<u64>, at: i64)
         retained_limit: slot.as_ref().and_then(|slot| slot.keep_limit).or(keep_limit),
         safe_bytes: safe,
         wal_per_second,
-        seconds_to_loss: safe.filter(|_| wal_rate > 0.0).map(|safe| (safe.max(0) as f64 / wal_rate) as u64),
+        seconds_to_loss: safe
+            .zip(wal_per_second.filter(|rate| *rate > 0.0))
+            .map(|(safe, rate)| (safe.max(0) as f64 / rate) as u64),
         spilled_bytes: slot.and_then(|slot| slot.spilled_bytes),
         changes: counters.changes.load(Relaxed),
         transactions: counters.transactions.load(Relaxed),

@@ -14,9 +14,9 @@ use crate::postgres::connect::connect;
 use crate::postgres::preflight::Server;
 use crate::postgres::slot;
 use crate::problem::Problem;
-use crate::status::{Level, Rates};
+use crate::status::{Level, Micros, Rates};
 use crate::table::quote_identifier;
-use crate::telemetry::lock;
+use crate::telemetry::{lock, now};
 
 /// The rate of a running total over the last while. Nothing for that long is 0, not a remnant.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +59,42 @@ impl Average {
     pub(super) fn value(&self) -> f64 {
         self.value
     }
+
+    /// The rate, once it is over `seconds` at least: what is read far into the future needs that.
+    pub(super) fn over(&self, seconds: f64) -> Option<f64> {
+        let ((from, _), (to, _)) = (self.points.front()?, self.points.back()?);
+        (to - from >= seconds).then_some(self.value)
+    }
+}
+
+/// Where PostgreSQL wrote, and when: how far back in time a position lies.
+#[derive(Debug, Default)]
+pub(super) struct Positions(VecDeque<(Micros, Lsn)>);
+
+/// Positions that are remembered. Beyond it every other one is forgotten, so that hours stay in reach.
+const REMEMBERED: usize = 512;
+
+impl Positions {
+    fn note(&mut self, at: Micros, current: Lsn) {
+        if self.0.len() >= REMEMBERED {
+            let mut number = 0_usize;
+            self.0.retain(|_| {
+                number += 1;
+                number % 2 == 1
+            });
+        }
+        self.0.push_back((at, current));
+    }
+
+    /// When PostgreSQL wrote at `position`, as near as can be told. None: before the first look.
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a time for a screen")]
+    pub(super) fn passed(&self, position: Lsn) -> Option<Micros> {
+        let next = self.0.partition_point(|(_, current)| *current <= position);
+        let (before, from) = *self.0.get(next.checked_sub(1)?)?;
+        let Some((after, to)) = self.0.get(next) else { return Some(before) };
+        let part = (position.0 - from.0) as f64 / (to.0 - from.0) as f64;
+        Some(before + ((after - before) as f64 * part) as Micros)
+    }
 }
 
 /// Rates of one table.
@@ -94,6 +130,8 @@ impl Sampled {
 }
 
 const SPAN: f64 = 10.0;
+/// How long PostgreSQL may take to say how the slot stands.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// Looks for the end of the catch-up forty times a second, and samples the counters four times. Ends never.
 pub(super) async fn sample(shared: Arc<Shared>) {
@@ -148,6 +186,7 @@ pub(super) async fn watch_slot(shared: Arc<Shared>, server: Server, stop: Cancel
     let mut client = None;
     let mut warned = false;
     let mut active = false;
+    let mut silent = false;
     while !stop.is_cancelled() {
         let seen = async {
             if client.is_none() {
@@ -158,8 +197,26 @@ pub(super) async fn watch_slot(shared: Arc<Shared>, server: Server, stop: Cancel
                 None => Ok(None),
             }
         };
-        match seen.await {
+        let seen = tokio::time::timeout(ANSWER.max(2 * interval), seen).await;
+        let Ok(seen) = seen else {
+            if !std::mem::replace(&mut silent, true) {
+                shared.counters.notice(
+                    Level::Error,
+                    "PostgreSQL takes connections and does not answer: what the screen says of its slot is unknown until it does",
+                );
+            }
+            client = None;
+            *lock(&shared.slot) = None;
+            continue;
+        };
+        match seen {
             Ok(info) => {
+                if std::mem::take(&mut silent) {
+                    shared.counters.notice(Level::Info, "PostgreSQL answers again");
+                }
+                if let Some(info) = &info {
+                    lock(&shared.positions).note(now(), info.current_lsn);
+                }
                 let endangered = info.as_ref().is_some_and(|info| info.wal_status == "unreserved");
                 if endangered && !warned {
                     shared.counters.notice(
@@ -265,5 +322,24 @@ mod tests {
         assert!((average.value() - 1.0).abs() < 0.01, "{}", average.value());
         average.sample(0.0, 0.25, SPAN);
         assert_eq!(average.value(), 0.0, "a total that falls is no rate");
+    }
+
+    #[test]
+    fn a_position_has_the_time_at_which_it_was_written() {
+        let mut positions = Positions::default();
+        assert_eq!(positions.passed(Lsn(100)), None);
+        positions.note(1_000, Lsn(100));
+        positions.note(2_000, Lsn(100));
+        positions.note(3_000, Lsn(200));
+        assert_eq!(positions.passed(Lsn(99)), None, "before the first look");
+        assert_eq!(positions.passed(Lsn(100)), Some(2_000));
+        assert_eq!(positions.passed(Lsn(150)), Some(2_500));
+        assert_eq!(positions.passed(Lsn(900)), Some(3_000));
+        for n in 0..10_000_u64 {
+            positions.note(3_000 + i64::try_from(n).unwrap_or_default(), Lsn(200 + n));
+            assert!(positions.0.len() <= REMEMBERED);
+        }
+        assert_eq!(positions.passed(Lsn(100)), Some(1_000), "the oldest one stays");
+        assert_eq!(positions.passed(Lsn(10_150)), Some(12_950), "the newest stay close");
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Options;
-use super::monitor::Sampled;
+use super::monitor::{Positions, Sampled};
 use crate::gate::Gate;
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
@@ -62,6 +62,7 @@ pub(super) struct Shared {
     pub(super) server: Mutex<Option<Server>>,
     pub(super) sink_info: Mutex<Option<ServerInfo>>,
     pub(super) slot: Mutex<Option<SlotInfo>>,
+    pub(super) positions: Mutex<Positions>,
     pub(super) sampled: Mutex<Sampled>,
     pub(super) copy: Mutex<CopyClock>,
     pub(super) held: watch::Sender<Option<Instant>>,
@@ -90,6 +91,7 @@ impl Shared {
             server: Mutex::new(None),
             sink_info: Mutex::new(None),
             slot: Mutex::new(None),
+            positions: Mutex::default(),
             sampled: Mutex::new(Sampled::default()),
             copy: Mutex::new(CopyClock::default()),
             held: watch::Sender::new(None),

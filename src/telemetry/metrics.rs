@@ -224,7 +224,7 @@ fn ours(metrics: &Metrics, status: &Status) -> prometheus::Result<()> {
     metrics.gauge("pgtide_lag_bytes", "Bytes of WAL that are not answered for", replication.lag_bytes.map(float))?;
     metrics.gauge(
         "pgtide_lag_seconds",
-        "Seconds since the commit of the last transaction answered for; 0 while nothing is behind",
+        "Seconds since the commit of the oldest transaction not answered for; 0 while nothing is behind",
         replication.lag_seconds,
     )?;
     #[allow(clippy::cast_precision_loss, reason = "Prometheus knows no other numbers")]
