@@ -165,6 +165,8 @@ async fn a_pause_really_stops() {
     let engine = rig_with_books(&rig).await;
     let control = engine.control();
     assert!(control.send(Command::Resume).await.is_err());
+    // Only what is written after a look at the slot has a time.
+    wait_until("the slot was looked at", LIMIT, || async { engine.status().replication.current_lsn.is_some() }).await;
     // Asked for is not done: the bulk that is on its way comes home first.
     rig.hold(1);
     rig.sql("INSERT INTO books VALUES (1, 'on its way')").await;
