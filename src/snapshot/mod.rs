@@ -54,11 +54,22 @@ pub struct Context {
 
 /// A table to be copied.
 #[derive(Clone, Debug)]
-pub struct Table {
+struct Table {
     /// Where it goes.
-    pub mapping: Arc<TableMapping>,
+    mapping: Arc<TableMapping>,
     /// As the catalog has it, and which rows.
-    pub ready: Ready,
+    ready: Ready,
+}
+
+impl Table {
+    /// Nothing was altered or rewritten between the two looks.
+    fn is_as(&self, other: &Self) -> bool {
+        let (one, two) = (&self.ready, &other.ready);
+        let leaf = |leaf: &Leaf| (leaf.oid, leaf.id.clone(), leaf.filenode);
+        one.condition == two.condition
+            && one.info.columns == two.info.columns
+            && one.info.leaves.iter().map(leaf).eq(two.info.leaves.iter().map(leaf))
+    }
 }
 
 impl Context {
@@ -95,9 +106,14 @@ impl Context {
         let copied = tokio::select! {
             copied = copying.run(self.workers()) => copied,
             problem = beat => Err(problem),
+            problem = keeper.lost() => Err(problem),
         };
         self.held.send_replace(None);
-        copied
+        match copied {
+            // Without its locks a table may have been altered under the workers' hands.
+            Err(problem) if !problem.transient && !keeper.lives().await => Err(keeper.lost().await),
+            copied => copied,
+        }
     }
 }
 
@@ -143,14 +159,13 @@ async fn heartbeat(ledger: Arc<Ledger>, interval: Duration) -> Problem {
 pub async fn initial(
     context: &Context,
     ledger: &Arc<Ledger>,
-    tables: &[Table],
+    wanted: &[Arc<TableMapping>],
     slot: bool,
     system_id: &str,
 ) -> Result<(), Problem> {
     let config = &context.config;
     let streams = config.mode() != Mode::SnapshotOnly;
     let job = ledger.job().await?;
-    let leaves: Vec<&Leaf> = tables.iter().flat_map(|table| &table.ready.info.leaves).collect();
     let slot_name = config.cdc.slot.name.as_str();
     let temporary = temporary_slot();
     // Without a slot that covers the time since, a half-done copy cannot be gone on with.
@@ -162,12 +177,12 @@ pub async fn initial(
         (true, false) => Origin::NewSlot(slot_name),
         (true, true) => Origin::TemporarySlot(&temporary),
     };
-    let take = Keeper::take(&config.cdc, origin, &leaves);
+    let take = Keeper::take(context, origin, wanted);
     tokio::pin!(take);
     let mut told = false;
-    let keeper = loop {
+    let (keeper, tables) = loop {
         tokio::select! {
-            keeper = &mut take => break keeper?,
+            taken = &mut take => break taken?,
             () = context.stop.cancelled() => return Err(copy::stopped()),
             () = tokio::time::sleep(LONG_TAKE), if !told => {
                 told = true;
@@ -175,6 +190,7 @@ pub async fn initial(
             }
         }
     };
+    let tables = tables.as_slice();
     if !slot && streams {
         context.counters.notice(Level::Info, format!("slot {slot_name} created at {}", keeper.lsn));
     }
@@ -349,10 +365,10 @@ async fn sweep(
 pub async fn again(
     context: &Context,
     ledger: &Arc<Ledger>,
-    table: &Table,
+    table: &Arc<TableMapping>,
     stop: &CancellationToken,
 ) -> Result<(), Problem> {
-    let number = table.mapping.number;
+    let number = table.number;
     let deletes = context.resnapshots.begin(number);
     let outcome = again_recorded(context, ledger, table, &deletes, stop).await;
     context.resnapshots.end(number);
@@ -362,23 +378,22 @@ pub async fn again(
 async fn again_recorded(
     context: &Context,
     ledger: &Arc<Ledger>,
-    table: &Table,
+    mapping: &Arc<TableMapping>,
     deletes: &Arc<DeleteSet>,
     stop: &CancellationToken,
 ) -> Result<(), Problem> {
-    let leaves: Vec<&Leaf> = table.ready.info.leaves.iter().collect();
     let temporary = temporary_slot();
-    let keeper = tokio::select! {
-        keeper = Keeper::take(&context.config.cdc, Origin::TemporarySlot(&temporary), &leaves) => keeper?,
+    let (keeper, tables) = tokio::select! {
+        taken = Keeper::take(context, Origin::TemporarySlot(&temporary), std::slice::from_ref(mapping)) => taken?,
         () = stop.cancelled() => return Err(copy::stopped()),
     };
+    let [table] = tables.as_slice() else { return Ok(()) };
     let version = keeper.version();
     let ranges = plan(&table.ready.info.leaves, context.config.cdc.snapshot.chunk_size);
     ledger.replan(&table.mapping.table, keeper.lsn, &ranges).await?;
-    let one = std::slice::from_ref(table);
     let chunks = ledger.chunks().await?;
-    show(context, one, &chunks);
-    let copied = context.copy(ledger, &keeper, one, Some(Arc::clone(deletes)), stop).await?;
+    show(context, &tables, &chunks);
+    let copied = context.copy(ledger, &keeper, &tables, Some(Arc::clone(deletes)), stop).await?;
     drop(keeper);
     if deletes.overflowed() {
         return Err(Problem::new(
