@@ -216,6 +216,48 @@ async fn cut_short_by_a_stop_it_is_made_again() {
     stop(engine).await;
 }
 
+/// Cut short when all rows are copied, but documents without a row are not removed yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cut_short_before_the_sweep_it_is_made_again() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig, 50, 10).await;
+    plant(&rig, "books", &[("left over", 1)]).await;
+    let no_sweep = || rig.store.inject(Fault::new(Effect::Reject { status: 503, kind: None }).on("_search"));
+    let copied = || async {
+        let before = rig.store.stats().items;
+        again(&engine, "books").await;
+        wait_until("all rows are copied", LIMIT, || async { rig.store.stats().items >= before + 50 }).await;
+        let open = "SELECT count(*) FROM cdc_snapshot_chunks WHERE status <> 'completed' AND chunk_index >= 0";
+        wait_until("the ledger has it", LIMIT, || async { rig.count(open).await == 0 }).await;
+    };
+    // By a lost connection.
+    no_sweep();
+    copied().await;
+    let slot = format!("FROM pg_replication_slots WHERE slot_name = '{}'", rig.name);
+    rig.count(&format!("SELECT count(pg_terminate_backend(active_pid)) {slot}")).await;
+    wait_until("the connections are made again", LIMIT, || async { engine.status().replication.reconnects > 0 }).await;
+    rig.store.clear_faults();
+    wait_until("it was made again", LIMIT, || async { noticed(&engine, "1 documents removed") }).await;
+    done(&engine).await;
+    rig.equal("books").await;
+
+    // By a stop.
+    plant(&rig, "books", &[("left behind", 1)]).await;
+    no_sweep();
+    copied().await;
+    stop(engine).await;
+    rig.store.clear_faults();
+    let engine = rig.run(rig.config(&["books"])).await;
+    wait_until("it was made again", LIMIT, || async { noticed(&engine, "1 documents removed") }).await;
+    done(&engine).await;
+    rig.equal("books").await;
+    assert_eq!(rig.count("SELECT count(*) FROM cdc_snapshot_chunks WHERE status <> 'completed'").await, 0);
+    stop(engine).await;
+    let engine = rig.run(rig.config(&["books"])).await;
+    assert!(!engine.status().tables[0].resnapshot, "it is made at each start");
+    stop(engine).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wish_that_cannot_be_granted_is_refused_in_words() {
     let rig = Rig::new().await;

@@ -274,12 +274,14 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         if !matches!(counters.state(), TableState::Live) {
             counters.set_state(TableState::CatchUp);
         }
-        if ledger.has_pending(&mapping.table).await? {
-            // A resnapshot that a crash cut short.
-            counters.resnapshot.store(true, Relaxed);
+        // What a crash or a lost connection cut short, and what was asked for and not begun.
+        let wanted = shared.resnapshots.take_wish(mapping.number) || ledger.has_pending(&mapping.table).await?;
+        counters.resnapshot.store(wanted, Relaxed);
+        if wanted {
             shared.resnapshots.want(mapping.number);
         }
     }
+    shared.resnapshot_runs(None);
     let target = current_position(&client).await?;
     shared.catch_up_to(target);
     shared.set_phase(Phase::CatchUp, None);

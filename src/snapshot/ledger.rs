@@ -4,11 +4,14 @@
 //! `in_progress` or `completed`; it is completed only after the sink has answered for its last document. Losing the
 //! record of a completed chunk costs a second copy of it and nothing else, so chunk rows are written without waiting
 //! for the disk.
+//!
+//! A table that is to be copied again has a row of its own, of chunk -1 and `wanted`, from the wish until documents
+//! without a row are removed: its chunks alone would be completed before that.
 
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement};
 
@@ -138,6 +141,8 @@ pub struct Ledger {
     client: Client,
     job: String,
     instance: String,
+    /// Who has it may begin a transaction: there is one connection.
+    transacting: Mutex<()>,
     claim: OnceCell<Statement>,
     complete: OnceCell<Statement>,
 }
@@ -156,6 +161,7 @@ impl Ledger {
             client,
             job: job.to_owned(),
             instance: instance.to_owned(),
+            transacting: Mutex::new(()),
             claim: OnceCell::new(),
             complete: OnceCell::new(),
         })
@@ -201,11 +207,13 @@ impl Ledger {
         Ok(format!(" ({instance}backend {pid}{})", silent.unwrap_or_default()))
     }
 
-    /// Begins a transaction that is on disk once it has committed. Only one at a time, with no other statement in
-    /// between: the ledger has one connection. Dropped without a commit it is rolled back.
+    /// Begins a transaction that is on disk once it has committed. Statements that others make meanwhile are part of
+    /// it. Dropped without a commit it is rolled back.
     async fn transaction(&self) -> Result<Open<'_>, Problem> {
+        let alone = self.transacting.lock().await;
+        let open = Open(Some(&self.client), alone);
         self.client.batch_execute("BEGIN; SET LOCAL synchronous_commit = on").await?;
-        Ok(Open(Some(&self.client)))
+        Ok(open)
     }
 
     /// The job, if there is one.
@@ -238,7 +246,7 @@ impl Ledger {
         let rows = self
             .client
             .query(
-                &format!("SELECT {CHUNK} FROM public.cdc_snapshot_chunks c WHERE slot_name = $1 ORDER BY id"),
+                &format!("SELECT {CHUNK} FROM public.cdc_snapshot_chunks c WHERE slot_name = $1 AND chunk_index >= 0 ORDER BY id"),
                 &[&self.job],
             )
             .await?;
@@ -287,7 +295,8 @@ impl Ledger {
         let transaction = self.transaction().await?;
         self.client
             .execute(
-                "DELETE FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3",
+                "DELETE FROM public.cdc_snapshot_chunks
+                 WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND chunk_index >= 0",
                 &[&self.job, &table.schema, &table.name],
             )
             .await?;
@@ -295,7 +304,8 @@ impl Ledger {
         self.client
             .execute(
                 "UPDATE public.cdc_snapshot_job j SET
-                    total_chunks = (SELECT count(*) FROM public.cdc_snapshot_chunks c WHERE c.slot_name = j.slot_name),
+                    total_chunks = (SELECT count(*) FROM public.cdc_snapshot_chunks c
+                                    WHERE c.slot_name = j.slot_name AND c.chunk_index >= 0),
                     completed_chunks = (SELECT count(*) FROM public.cdc_snapshot_chunks c
                                         WHERE c.slot_name = j.slot_name AND c.status = 'completed')
                  WHERE slot_name = $1",
@@ -320,7 +330,43 @@ impl Ledger {
         Ok(())
     }
 
-    /// A table has chunks that are not completed.
+    /// Says that a table is to be copied again; on disk when this returns. Gives the wish's number.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn want(&self, table: &TableId) -> Result<i32, Problem> {
+        let transaction = self.transaction().await?;
+        let row = self
+            .client
+            .query_one(
+                "INSERT INTO public.cdc_snapshot_chunks AS c
+                    (slot_name, table_schema, table_name, chunk_index, chunk_start, chunk_size, status, attempts)
+                 VALUES ($1, $2, $3, -1, 0, 0, 'wanted', 1)
+                 ON CONFLICT (slot_name, table_schema, table_name, chunk_index) DO UPDATE SET attempts = c.attempts + 1
+                 RETURNING attempts",
+                &[&self.job, &table.schema, &table.name],
+            )
+            .await?;
+        transaction.commit().await?;
+        Ok(row.get(0))
+    }
+
+    /// The table was copied again as `wish` asked for. A later wish stays.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn granted(&self, table: &TableId, wish: i32) -> Result<(), Problem> {
+        self.client
+            .execute(
+                "DELETE FROM public.cdc_snapshot_chunks
+                 WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND chunk_index = -1 AND attempts = $4",
+                &[&self.job, &table.schema, &table.name, &wish],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// A table has chunks that are not completed, or is to be copied again.
     ///
     /// # Errors
     /// The query fails.
@@ -434,7 +480,8 @@ impl Ledger {
             .execute(
                 "UPDATE public.cdc_snapshot_job j SET completed = TRUE, sweep = FALSE
                  WHERE slot_name = $1 AND NOT EXISTS (SELECT FROM public.cdc_snapshot_chunks c
-                                                      WHERE c.slot_name = j.slot_name AND c.status <> 'completed')",
+                                                      WHERE c.slot_name = j.slot_name AND c.status <> 'completed'
+                                                        AND c.chunk_index >= 0)",
                 &[&self.job],
             )
             .await?;
@@ -444,7 +491,7 @@ impl Ledger {
 }
 
 /// A transaction of the ledger's connection.
-struct Open<'a>(Option<&'a Client>);
+struct Open<'a>(Option<&'a Client>, #[allow(dead_code, reason = "held")] MutexGuard<'a, ()>);
 
 impl Open<'_> {
     async fn commit(mut self) -> Result<(), Problem> {

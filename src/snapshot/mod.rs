@@ -358,7 +358,7 @@ async fn sweep(
 ///
 /// Everything that the stream deletes meanwhile is remembered from before the snapshot is asked for
 /// ([`DeleteSet`]); the snapshot of a temporary slot is exact against the stream of any other slot.
-/// A crash leaves the table's chunks pending in the ledger, and the next start copies it again.
+/// A crash leaves the wish in the ledger, and the next start copies it again.
 ///
 /// # Errors
 /// PostgreSQL fails, or `stop` is cancelled: the documents are all valid then, and nothing is removed.
@@ -382,6 +382,8 @@ async fn again_recorded(
     deletes: &Arc<DeleteSet>,
     stop: &CancellationToken,
 ) -> Result<(), Problem> {
+    // Until the sweep has ended: whatever cuts this short, it is done again from its beginning.
+    let wish = ledger.want(&mapping.table).await?;
     let temporary = temporary_slot();
     let (keeper, tables) = tokio::select! {
         taken = Keeper::take(context, Origin::TemporarySlot(&temporary), std::slice::from_ref(mapping)) => taken?,
@@ -406,6 +408,7 @@ async fn again_recorded(
     if copied.rejected == 0 {
         sweep(context, &table.mapping, version, stop).await?;
     }
+    ledger.granted(&mapping.table, wish).await?;
     settle_total(context, table);
     let rows = context.counters.tables[table.mapping.number].rows_done.load(Relaxed);
     context.counters.notice(Level::Info, format!("{}: copied again, {rows} rows", table.mapping.table));
