@@ -258,6 +258,26 @@ async fn cut_short_before_the_sweep_it_is_made_again() {
     stop(engine).await;
 }
 
+/// The document of a refused row would be removed with those that have no row; but the next copy is another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_row_stops_the_removal_of_its_own_copy_only() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig, 20, 1_000).await;
+    plant(&rig, "books", &[("left over", 1)]).await;
+    let refuse = Effect::RejectItems { status: 400, kind: None, every: 0, ids: ["7".to_owned()].into() };
+    rig.store.inject(Fault::new(refuse));
+    again(&engine, "books").await;
+    done(&engine).await;
+    assert!(noticed(&engine, "stay in books: 1 rows of the copy were refused"), "{:?}", engine.status().notices);
+    assert_eq!(rig.documents("books").len(), 21, "documents were removed");
+    rig.store.clear_faults();
+    again(&engine, "books").await;
+    done(&engine).await;
+    assert!(noticed(&engine, "1 documents removed"), "{:?}", engine.status().notices);
+    rig.equal("books").await;
+    stop(engine).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wish_that_cannot_be_granted_is_refused_in_words() {
     let rig = Rig::new().await;

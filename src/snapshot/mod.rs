@@ -220,7 +220,10 @@ pub async fn initial(
     for table in tables {
         if job.sweep {
             let version = job.lsn.0.saturating_sub(1);
-            sweep(context, &table.mapping, version, &context.stop).await?;
+            // Some of it may have been copied by an earlier attempt of this process.
+            let number = u32::try_from(table.mapping.number).unwrap_or(u32::MAX);
+            let refused = context.sink.stats().rejected_by_table.get(&number).copied().unwrap_or(0);
+            sweep(context, &table.mapping, version, refused, &context.stop).await?;
         } else {
             context.sink.client().refresh(&table.mapping.index).await?;
         }
@@ -325,10 +328,12 @@ fn settle_total(context: &Context, table: &Table) {
 }
 
 /// Removes the documents of a table's index that no row of the copy at `version`, and no change since, accounts for.
+/// `refused`: rows of that copy that are dead letters.
 async fn sweep(
     context: &Context,
     mapping: &TableMapping,
     version: u64,
+    refused: u64,
     stop: &CancellationToken,
 ) -> Result<(), Problem> {
     let refuse = |why: &str| {
@@ -337,14 +342,13 @@ async fn sweep(
             format!("{}: documents whose rows are gone stay in {}: {why}", mapping.table, mapping.index),
         );
     };
-    let number = u32::try_from(mapping.number).unwrap_or(u32::MAX);
     if !mapping.exclusive {
         refuse("other tables go to that index too");
     } else if context.handler.is_some() {
         refuse("a handler decides what goes there");
-    } else if context.sink.stats().rejected_by_table.get(&number).copied().unwrap_or(0) > 0 {
+    } else if refused > 0 {
         // The old document of a refused row would go as well.
-        refuse("rows of it were refused; mend those first, then copy it again");
+        refuse(&format!("{refused} rows of the copy were refused; mend those first, then copy it again"));
     } else {
         let removed = context.sink.sweep(&mapping.index, version, version, |_| false, stop).await?;
         context
@@ -405,9 +409,7 @@ async fn again_recorded(
         ));
     }
     redo_deletes(context, &table.mapping, deletes, version, stop).await?;
-    if copied.rejected == 0 {
-        sweep(context, &table.mapping, version, stop).await?;
-    }
+    sweep(context, &table.mapping, version, copied.rejected, stop).await?;
     ledger.granted(&mapping.table, wish).await?;
     settle_total(context, table);
     let rows = context.counters.tables[table.mapping.number].rows_done.load(Relaxed);
