@@ -278,6 +278,25 @@ async fn a_refused_row_stops_the_removal_of_its_own_copy_only() {
     stop(engine).await;
 }
 
+/// The ledger's connection holds the lock that keeps a second process out, and no change of the stream needs it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_lost_while_streaming_comes_back() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig, 20, 1_000).await;
+    let ledger = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'pgtide ledger'";
+    assert_eq!(rig.count(&format!("SELECT count(pg_terminate_backend(pid)) {ledger}")).await, 1);
+    let locked = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database =
+                  (SELECT oid FROM pg_database WHERE datname = current_database())";
+    wait_until("the lock is taken again", LIMIT, || async { rig.count(locked).await == 1 }).await;
+    wait_until("it streams", LIMIT, || async { engine.status().phase == Phase::Streaming }).await;
+    rig.sql("DELETE FROM books WHERE id = 3").await;
+    rig.equal("books").await;
+    again(&engine, "books").await;
+    done(&engine).await;
+    assert!(noticed(&engine, "copied again"), "{:?}", engine.status().notices);
+    stop(engine).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wish_that_cannot_be_granted_is_refused_in_words() {
     let rig = Rig::new().await;

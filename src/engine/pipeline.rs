@@ -286,6 +286,8 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
     shared.catch_up_to(target);
     shared.set_phase(Phase::CatchUp, None);
 
+    // Ended by us, the stream brings home what it has sent.
+    let ending = stop.child_token();
     let streaming = stream::run(stream::Options {
         config: Arc::clone(config),
         tables: shared.mappings.clone(),
@@ -294,17 +296,18 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         handler: shared.options.handler.clone(),
         resnapshots: Arc::clone(&shared.resnapshots),
         gate: shared.gate.clone(),
-        stop: stop.clone(),
+        stop: ending.clone(),
     });
-    let ending = CancellationToken::new();
-    let copying = resnapshots(shared, &ledger, &ending);
-    tokio::pin!(streaming, copying);
-    let outcome = tokio::select! {
+    let copying = resnapshots(shared, &ledger);
+    tokio::pin!(streaming);
+    tokio::select! {
         outcome = &mut streaming => outcome,
-        never = &mut copying => match never {},
-    };
-    ending.cancel();
-    outcome
+        problem = ledger.lost() => {
+            ending.cancel();
+            streaming.await.and(Err(problem))
+        }
+        never = copying => match never {},
+    }
 }
 
 async fn open_ledger(shared: &Shared, config: &Config) -> Result<Arc<Ledger>, Problem> {
@@ -407,11 +410,7 @@ async fn current_position(client: &tokio_postgres::Client) -> Result<Lsn, Proble
 }
 
 /// Copies tables again as they are asked for, one at a time. Ends never; dropped when the stream ends.
-async fn resnapshots(
-    shared: &Arc<Shared>,
-    ledger: &Arc<Ledger>,
-    ending: &CancellationToken,
-) -> std::convert::Infallible {
+async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> std::convert::Infallible {
     let mut attempts = 0;
     loop {
         let next = shared.mappings.iter().find(|mapping| shared.resnapshots.take_wish(mapping.number));
@@ -421,7 +420,7 @@ async fn resnapshots(
         };
         let number = mapping.number;
         let counters = &shared.counters.tables[number];
-        let stop = ending.child_token();
+        let stop = CancellationToken::new();
         shared.resnapshot_runs(Some((number, stop.clone())));
         shared.copy_begins();
         let outcome = snapshot::again(&shared.snapshot_context(&stop), ledger, mapping, &stop).await;

@@ -183,6 +183,19 @@ impl Ledger {
         Ok(row.get(0))
     }
 
+    /// Ends when the ledger's connection has ended, and the lock with it. Nobody tells, so it is looked at.
+    pub async fn lost(&self) -> Problem {
+        while !self.client.is_closed() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        Problem::new(
+            ProblemKind::Postgres,
+            "the connection of the ledger has ended, and with it the lock that keeps a second pgtide out",
+            "It is made again by itself. If it keeps ending, the server's log says why.",
+        )
+        .transient()
+    }
+
     /// Who has the lock, in words, as [`try_lock`](Self::try_lock) did not get it. A process that copies and whose last
     /// sign of life is older than `claim_timeout` is said to hang.
     ///
