@@ -245,7 +245,7 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         let copied = copied_tables(config, &shared.mappings);
         let began = Instant::now();
         shared.copy_begins();
-        let outcome = snapshot::initial(&context, &ledger, &copied, slot.is_some(), &server.system_id).await;
+        let outcome = snapshot::initial(&context, &ledger, &copied, slot.as_ref(), &server.system_id).await;
         shared.copy_ended();
         outcome?;
         shared.fresh_copy_done();

@@ -25,6 +25,7 @@ use crate::gate::Gate;
 use crate::mapping::{Shape, TableMapping, unwritable};
 use crate::postgres::catalog::Leaf;
 use crate::postgres::preflight::Ready;
+use crate::postgres::slot::SlotInfo;
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::{Body, Sink};
 use crate::status::{ChunkState, Level, TableState};
@@ -146,7 +147,7 @@ async fn heartbeat(ledger: Arc<Ledger>, interval: Duration) -> Problem {
 
 /// The first copy, begun or gone on with. When it returns, every chunk has been answered for and the ledger says so.
 ///
-/// `slot`: ours is there already. `system_id`: of the server.
+/// `slot`: ours, if it is there already. `system_id`: of the server.
 ///
 /// Going on: what is done stays done, although it is copied under another snapshot than what is still to do. Right,
 /// because the slot stands at or before the first snapshot, so that the stream will bring every change since then,
@@ -160,7 +161,7 @@ pub async fn initial(
     context: &Context,
     ledger: &Arc<Ledger>,
     wanted: &[Arc<TableMapping>],
-    slot: bool,
+    slot: Option<&SlotInfo>,
     system_id: &str,
 ) -> Result<(), Problem> {
     let config = &context.config;
@@ -168,10 +169,13 @@ pub async fn initial(
     let job = ledger.job().await?;
     let slot_name = config.cdc.slot.name.as_str();
     let temporary = temporary_slot();
-    // Without a slot that covers the time since, a half-done copy cannot be gone on with.
+    // Without a slot that covers the time since, a half-done copy cannot be gone on with. One that was made later, by an
+    // attempt that ended before it had begun its own job, does not.
     let going_on = job.as_ref().is_some_and(|job| {
-        job.ours && !job.completed && streams && slot && job.system_id.as_deref().is_none_or(|id| id == system_id)
+        let covered = slot.and_then(|slot| slot.confirmed_lsn).is_some_and(|confirmed| confirmed <= job.lsn);
+        job.ours && !job.completed && streams && covered && job.system_id.as_deref().is_none_or(|id| id == system_id)
     });
+    let slot = slot.is_some();
     let origin = match (streams, slot) {
         (false, _) => Origin::NoSlot,
         (true, false) => Origin::NewSlot(slot_name),
