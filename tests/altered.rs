@@ -147,3 +147,30 @@ async fn tables_altered_while_the_slot_is_made() {
     assert_eq!(engine.status().phase, Phase::Streaming);
     stop(engine).await;
 }
+
+/// A partition that is detached while the copy stands still: nothing in the stream says that its rows are gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_detached_before_the_copy_goes_on() {
+    // In the middle of its table, and after it.
+    for (bulks, done) in [(12, 1), (22, 2)] {
+        let rig = Rig::new().await;
+        rig.sql(PARTS).await;
+        rig.sql("CREATE TABLE zebras (id int PRIMARY KEY); INSERT INTO zebras SELECT generate_series(1, 100)").await;
+        let mut config = rig.config(&["parts", "zebras"]);
+        config.cdc.publication.tables[0].partitioned = true;
+        config.cdc.snapshot.workers = Some(1);
+        config.elasticsearch.batch_size_limit = 10;
+        rig.hold_after(bulks, 1);
+        let engine = rig.start(config.clone());
+        rig.until_held().await;
+        stop(engine).await;
+        rig.store.clear_faults();
+        assert_eq!(rig.count("SELECT count(*) FROM cdc_snapshot_chunks WHERE status = 'completed'").await, done);
+        rig.sql("ALTER TABLE parts DETACH PARTITION parts_1").await;
+        let engine = rig.run(config).await;
+        rig.equal("parts").await;
+        rig.equal("zebras").await;
+        assert_eq!(rig.documents("parts").len(), 100);
+        stop(engine).await;
+    }
+}

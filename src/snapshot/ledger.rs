@@ -125,6 +125,9 @@ pub struct ChunkRow {
     pub table: TableId,
     /// Its number in the table, from 0.
     pub index: usize,
+    /// The position of the snapshot that its table was planned under: the job's, or a later one's where the table was
+    /// planned anew.
+    pub lsn: Lsn,
     /// What to copy.
     pub range: Range,
     /// The sink has answered for it.
@@ -528,7 +531,8 @@ const WRITER: &str = concat!("pgtide ", env!("CARGO_PKG_VERSION"));
 
 const CHUNK: &str = "c.id, c.table_schema, c.table_name, c.chunk_index, coalesce(c.leaf_schema, c.table_schema),
     coalesce(c.leaf_name, c.table_name), coalesce(c.leaf_filenode, 0), coalesce(c.block_start, 0), c.block_end,
-    c.status = 'completed', coalesce(c.rows_processed, 0), c.attempts";
+    c.status = 'completed', coalesce(c.rows_processed, 0), c.attempts,
+    coalesce(c.snapshot_lsn, '')";
 
 fn chunk_row(row: &tokio_postgres::Row) -> ChunkRow {
     let unsigned = |value: i64| u64::try_from(value).unwrap_or(0);
@@ -536,6 +540,7 @@ fn chunk_row(row: &tokio_postgres::Row) -> ChunkRow {
         id: row.get(0),
         table: TableId::new(row.get::<_, String>(1), row.get::<_, String>(2)),
         index: usize::try_from(row.get::<_, i32>(3)).unwrap_or(0),
+        lsn: row.get::<_, String>(12).parse().unwrap_or_default(),
         range: Range {
             leaf: TableId::new(row.get::<_, String>(4), row.get::<_, String>(5)),
             filenode: u32::try_from(row.get::<_, i64>(6)).unwrap_or(0),

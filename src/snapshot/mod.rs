@@ -22,6 +22,7 @@ pub use self::plan::{Range, plan};
 use crate::change::Handler;
 use crate::config::{Config, Mode};
 use crate::gate::Gate;
+use crate::lsn::Lsn;
 use crate::mapping::{Shape, TableMapping, unwritable};
 use crate::postgres::catalog::Leaf;
 use crate::postgres::preflight::Ready;
@@ -171,7 +172,7 @@ pub async fn initial(
     let temporary = temporary_slot();
     // Without a slot that covers the time since, a half-done copy cannot be gone on with. One that was made later, by an
     // attempt that ended before it had begun its own job, does not.
-    let going_on = job.as_ref().is_some_and(|job| {
+    let going_on = job.as_ref().filter(|job| {
         let covered = slot.and_then(|slot| slot.confirmed_lsn).is_some_and(|confirmed| confirmed <= job.lsn);
         job.ours && !job.completed && streams && covered && job.system_id.as_deref().is_none_or(|id| id == system_id)
     });
@@ -200,9 +201,9 @@ pub async fn initial(
     }
     let chunk_rows = config.cdc.snapshot.chunk_size;
     let planned = |table: &Table| plan(&table.ready.info.leaves, chunk_rows);
-    if going_on {
+    if let Some(job) = going_on {
         ledger.release_all().await?;
-        go_on(context, ledger, tables, &keeper, planned).await?;
+        go_on(context, ledger, tables, job.lsn, &keeper, planned).await?;
     } else {
         // Documents of an earlier copy whose rows are gone by now are removed at the end.
         let sweep = job.is_some();
@@ -222,8 +223,10 @@ pub async fn initial(
         ));
     };
     for table in tables {
-        if job.sweep {
-            let version = job.lsn.0.saturating_sub(1);
+        let planned = chunks.iter().find(|chunk| chunk.table == table.mapping.table).map_or(job.lsn, |chunk| chunk.lsn);
+        // Planned anew, a table may have documents of rows that it no longer had by then.
+        if job.sweep || planned > job.lsn {
+            let version = planned.0.max(job.lsn.0).saturating_sub(1);
             // Some of it may have been copied by an earlier attempt of this process.
             let number = u32::try_from(table.mapping.number).unwrap_or(u32::MAX);
             let refused = context.sink.stats().rejected_by_table.get(&number).copied().unwrap_or(0);
@@ -262,6 +265,7 @@ async fn go_on(
     context: &Context,
     ledger: &Ledger,
     tables: &[Table],
+    began: Lsn,
     keeper: &Keeper,
     planned: impl Fn(&Table) -> Vec<Range>,
 ) -> Result<(), Problem> {
@@ -282,19 +286,22 @@ async fn go_on(
         };
         let done = !known.is_empty() && known.iter().all(|chunk| chunk.completed);
         let of_ours = known.iter().all(|chunk| leaves.iter().any(|leaf| leaf.id == chunk.range.leaf));
-        if done || (!known.is_empty() && of_ours && publishes_updates && leaves.iter().all(untouched)) {
+        if !known.is_empty() && of_ours && (done || publishes_updates && leaves.iter().all(untouched)) {
             continue;
         }
+        let mut lsn = began;
         if !known.is_empty() {
+            // Later than the job: what was copied before is swept.
+            lsn = keeper.lsn;
             context.counters.notice(
                 Level::Warn,
                 format!(
-                    "{}: was rewritten since its copy began, so it is copied from its beginning",
+                    "{}: was rewritten, or lost a partition, since its copy began, so it is copied from its beginning",
                     table.mapping.table
                 ),
             );
         }
-        ledger.replan(&table.mapping.table, keeper.lsn, &planned(table)).await?;
+        ledger.replan(&table.mapping.table, lsn, &planned(table)).await?;
     }
     for table in by_table.into_keys() {
         ledger.forget(table).await?;
