@@ -274,14 +274,15 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         if !matches!(counters.state(), TableState::Live) {
             counters.set_state(TableState::CatchUp);
         }
-        // What a crash or a lost connection cut short, and what was asked for and not begun.
-        let wanted = shared.resnapshots.take_wish(mapping.number) || ledger.has_pending(&mapping.table).await?;
+        // What a crash or a lost connection cut short, begun or not.
+        let wanted = counters.resnapshot.load(Relaxed) || ledger.has_pending(&mapping.table).await?;
         counters.resnapshot.store(wanted, Relaxed);
         if wanted {
             shared.resnapshots.want(mapping.number);
         }
     }
     shared.resnapshot_runs(None);
+    shared.resnapshots.keep_in(&ledger);
     let target = current_position(&client).await?;
     shared.catch_up_to(target);
     shared.set_phase(Phase::CatchUp, None);
