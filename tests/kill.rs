@@ -140,7 +140,7 @@ impl Ledger {
         }
         let completed = client.query_opt("SELECT completed FROM cdc_snapshot_job WHERE slot_name = $1", &[&job]).await;
         let sql = "SELECT id, status = 'completed', attempts FROM cdc_snapshot_chunks
-                   WHERE slot_name = $1 AND ($2::text IS NULL OR table_name = $2)";
+                   WHERE slot_name = $1 AND ($2::text IS NULL OR table_name = $2) AND chunk_index >= 0";
         let chunks = client.query(sql, &[&job, &table]).await.unwrap();
         Self {
             completed: completed.unwrap().is_some_and(|row| row.get(0)),

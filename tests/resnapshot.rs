@@ -238,6 +238,121 @@ async fn cut_short_by_a_stop_it_is_made_again() {
     stop(engine).await;
 }
 
+/// Cut short when all rows are copied, but documents without a row are not removed yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cut_short_before_the_sweep_it_is_made_again() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig, 50, 10).await;
+    plant(&rig, "books", &[("left over", 1)]).await;
+    let no_sweep = || rig.store.inject(Fault::new(Effect::Reject { status: 503, kind: None }).on("_search"));
+    let copied = || async {
+        let before = rig.store.stats().items;
+        again(&engine, "books").await;
+        wait_until("all rows are copied", LIMIT, || async { rig.store.stats().items >= before + 50 }).await;
+        let open = "SELECT count(*) FROM cdc_snapshot_chunks WHERE status <> 'completed' AND chunk_index >= 0";
+        wait_until("the ledger has it", LIMIT, || async { rig.count(open).await == 0 }).await;
+    };
+    // By a lost connection.
+    no_sweep();
+    copied().await;
+    let slot = format!("FROM pg_replication_slots WHERE slot_name = '{}'", rig.name);
+    rig.count(&format!("SELECT count(pg_terminate_backend(active_pid)) {slot}")).await;
+    wait_until("the connections are made again", LIMIT, || async { engine.status().replication.reconnects > 0 }).await;
+    rig.store.clear_faults();
+    wait_until("it was made again", LIMIT, || async { noticed(&engine, "1 documents removed") }).await;
+    done(&engine).await;
+    rig.equal("books").await;
+
+    // By a stop.
+    plant(&rig, "books", &[("left behind", 1)]).await;
+    no_sweep();
+    copied().await;
+    stop(engine).await;
+    rig.store.clear_faults();
+    let engine = rig.run(rig.config(&["books"])).await;
+    wait_until("it was made again", LIMIT, || async { noticed(&engine, "1 documents removed") }).await;
+    done(&engine).await;
+    rig.equal("books").await;
+    assert_eq!(rig.count("SELECT count(*) FROM cdc_snapshot_chunks WHERE status <> 'completed'").await, 0);
+    stop(engine).await;
+    let engine = rig.run(rig.config(&["books"])).await;
+    assert!(!engine.status().tables[0].resnapshot, "it is made at each start");
+    stop(engine).await;
+}
+
+/// The document of a refused row would be removed with those that have no row; but the next copy is another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_row_stops_the_removal_of_its_own_copy_only() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig, 20, 1_000).await;
+    plant(&rig, "books", &[("left over", 1)]).await;
+    let refuse = Effect::RejectItems { status: 400, kind: None, every: 0, ids: ["7".to_owned()].into() };
+    rig.store.inject(Fault::new(refuse));
+    again(&engine, "books").await;
+    done(&engine).await;
+    assert!(noticed(&engine, "stay in books: 1 rows of the copy were refused"), "{:?}", engine.status().notices);
+    assert_eq!(rig.documents("books").len(), 21, "documents were removed");
+    rig.store.clear_faults();
+    again(&engine, "books").await;
+    done(&engine).await;
+    assert!(noticed(&engine, "1 documents removed"), "{:?}", engine.status().notices);
+    rig.equal("books").await;
+    stop(engine).await;
+}
+
+/// The ledger's connection holds the lock that keeps a second process out, and no change of the stream needs it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_lost_while_streaming_comes_back() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig, 20, 1_000).await;
+    let ledger = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'pgtide ledger'";
+    assert_eq!(rig.count(&format!("SELECT count(pg_terminate_backend(pid)) {ledger}")).await, 1);
+    let locked = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database =
+                  (SELECT oid FROM pg_database WHERE datname = current_database())";
+    // At once, so that it is begun before the loss is noticed, unless that was quicker.
+    let control = engine.control();
+    wait_until("it is taken", LIMIT, || async { control.send(Command::Resnapshot(table("books"))).await.is_ok() })
+        .await;
+    wait_until("it is made", LIMIT, || async { noticed(&engine, "copied again") }).await;
+    done(&engine).await;
+    assert_eq!(engine.status().replication.reconnects, 1);
+    assert_eq!(rig.count(locked).await, 1);
+    rig.sql("DELETE FROM books WHERE id = 3").await;
+    rig.equal("books").await;
+    stop(engine).await;
+}
+
+/// The TRUNCATE of a partition is acknowledged once the table is sure to be copied again, not once it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_truncated_partition_is_remembered() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    rig.sql(
+        "INSERT INTO books VALUES (1, 'one');
+         CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);
+         CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (100);
+         CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (100) TO (200);
+         INSERT INTO parts SELECT generate_series(90, 110)",
+    )
+    .await;
+    let engine = rig.run(rig.config(&["books", "parts"])).await;
+    // One is copied at a time: the next waits.
+    rig.hold(1);
+    again(&engine, "books").await;
+    rig.until_held().await;
+    rig.sql("TRUNCATE parts_1").await;
+    rig.delivered().await;
+    stop(engine).await;
+    rig.store.clear_faults();
+    assert_eq!(rig.documents("parts").len(), 21, "it was copied again before");
+    let engine = rig.run(rig.config(&["books", "parts"])).await;
+    wait_until("it is copied again", LIMIT, || async { noticed(&engine, "public.parts: copied again") }).await;
+    done(&engine).await;
+    rig.equal("parts").await;
+    assert_eq!(rig.documents("parts").len(), 11);
+    stop(engine).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wish_that_cannot_be_granted_is_refused_in_words() {
     let rig = Rig::new().await;

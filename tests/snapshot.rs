@@ -441,3 +441,27 @@ async fn no_walsender_while_copying_and_one_after() {
     stop(engine).await;
     wait_until("the slot is free", LIMIT, || async { rig.count(&slot).await == 0 }).await;
 }
+
+/// A start that finds no slot makes one, and may end before it has begun a job of its own: the slot knows nothing of the
+/// changes since the half-done copy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_half_done_copy_is_not_gone_on_with_from_a_later_slot() {
+    let rig = Rig::new().await;
+    wide_table(&rig, "wide", 100).await;
+    let mut config = rig.config(&["wide"]);
+    config.cdc.snapshot.chunk_size = 25;
+    config.cdc.snapshot.workers = Some(1);
+    config.elasticsearch.batch_size_limit = 25;
+    rig.hold_after(2, 1);
+    let engine = rig.start(config.clone());
+    rig.until_held().await;
+    stop(engine).await;
+    rig.store.clear_faults();
+    assert_eq!(job(&rig, &rig.name).await, (false, 4, 2));
+    rig.sql(&format!("SELECT pg_drop_replication_slot('{}')", rig.name)).await;
+    rig.sql("DELETE FROM wide WHERE id <= 5; UPDATE wide SET pad = 'changed' WHERE id IN (6, 99)").await;
+    rig.sql(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", rig.name)).await;
+    let engine = rig.run(config).await;
+    rig.equal("wide").await;
+    stop(engine).await;
+}

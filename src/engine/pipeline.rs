@@ -11,6 +11,7 @@ use super::monitor;
 use super::shared::{Liveness, Shared};
 use crate::config::{Config, Mode};
 use crate::lsn::Lsn;
+use crate::mapping::TableMapping;
 use crate::postgres::connect::connect;
 use crate::postgres::preflight::{self, Server};
 use crate::postgres::replication::Session;
@@ -227,13 +228,7 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
     if slot.is_some() {
         publication_stayed(shared, &client, &ledger, &server).await?;
     }
-    let ready = preflight::tables(&client, config, &server, &names, shared.options.handler.is_none()).await?;
-    let tables: Vec<snapshot::Table> = shared
-        .mappings
-        .iter()
-        .zip(ready)
-        .map(|(mapping, ready)| snapshot::Table { mapping: Arc::clone(mapping), ready })
-        .collect();
+    preflight::tables(&client, config, &server, &names, shared.options.handler.is_none()).await?;
     let context = shared.snapshot_context(stop);
     shared.set_ready(true);
     let monitors = CancellationToken::new();
@@ -245,10 +240,10 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
 
     if mode != Mode::Never && to_copy(shared, &ledger, slot.is_some(), &server).await? {
         shared.set_phase(Phase::Snapshot, None);
-        let copied: Vec<_> = copied_tables(config, &tables);
+        let copied = copied_tables(config, &shared.mappings);
         let began = Instant::now();
         shared.copy_begins();
-        let outcome = snapshot::initial(&context, &ledger, &copied, slot.is_some(), &server.system_id).await;
+        let outcome = snapshot::initial(&context, &ledger, &copied, slot.as_ref(), &server.system_id).await;
         shared.copy_ended();
         outcome?;
         shared.fresh_copy_done();
@@ -273,20 +268,25 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         let created = session.create_slot(slot_name, false).await?;
         shared.counters.notice(Level::Info, format!("slot {slot_name} created at {}", created.consistent_point));
     }
-    for (table, counters) in tables.iter().zip(&shared.counters.tables) {
+    for (mapping, counters) in shared.mappings.iter().zip(&shared.counters.tables) {
         if !matches!(counters.state(), TableState::Live) {
             counters.set_state(TableState::CatchUp);
         }
-        if ledger.has_pending(&table.mapping.table).await? {
-            // A resnapshot that a crash cut short.
-            counters.resnapshot.store(true, Relaxed);
-            shared.resnapshots.want(table.mapping.number);
+        // What a crash or a lost connection cut short, begun or not.
+        let wanted = counters.resnapshot.load(Relaxed) || ledger.has_pending(&mapping.table).await?;
+        counters.resnapshot.store(wanted, Relaxed);
+        if wanted {
+            shared.resnapshots.want(mapping.number);
         }
     }
+    shared.resnapshot_runs(None);
+    shared.resnapshots.keep_in(&ledger);
     let target = current_position(&client).await?;
     shared.catch_up_to(target);
     shared.set_phase(Phase::CatchUp, None);
 
+    // Ended by us, the stream brings home what it has sent.
+    let ending = stop.child_token();
     let streaming = stream::run(stream::Options {
         config: Arc::clone(config),
         tables: shared.mappings.clone(),
@@ -295,17 +295,18 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         handler: shared.options.handler.clone(),
         resnapshots: Arc::clone(&shared.resnapshots),
         gate: shared.gate.clone(),
-        stop: stop.clone(),
+        stop: ending.clone(),
     });
-    let ending = CancellationToken::new();
-    let copying = resnapshots(shared, &ledger, &tables, &ending);
-    tokio::pin!(streaming, copying);
-    let outcome = tokio::select! {
+    let copying = resnapshots(shared, &ledger);
+    tokio::pin!(streaming);
+    tokio::select! {
         outcome = &mut streaming => outcome,
-        never = &mut copying => match never {},
-    };
-    ending.cancel();
-    outcome
+        problem = ledger.lost() => {
+            ending.cancel();
+            streaming.await.and(Err(problem))
+        }
+        never = copying => match never {},
+    }
 }
 
 async fn open_ledger(shared: &Shared, config: &Config) -> Result<Arc<Ledger>, Problem> {
@@ -395,10 +396,10 @@ async fn to_copy(shared: &Shared, ledger: &Ledger, slot: bool, server: &Server) 
 }
 
 /// The tables that the snapshot copies: `snapshot.tables` where there are any, else all.
-fn copied_tables(config: &Config, tables: &[snapshot::Table]) -> Vec<snapshot::Table> {
+fn copied_tables(config: &Config, tables: &[Arc<TableMapping>]) -> Vec<Arc<TableMapping>> {
     let wanted = &config.cdc.snapshot.tables;
     let is_wanted =
-        |table: &&snapshot::Table| wanted.is_empty() || wanted.iter().any(|entry| entry.id == table.mapping.table);
+        |table: &&Arc<TableMapping>| wanted.is_empty() || wanted.iter().any(|entry| entry.id == table.table);
     tables.iter().filter(is_wanted).cloned().collect()
 }
 
@@ -408,45 +409,36 @@ async fn current_position(client: &tokio_postgres::Client) -> Result<Lsn, Proble
 }
 
 /// Copies tables again as they are asked for, one at a time. Ends never; dropped when the stream ends.
-async fn resnapshots(
-    shared: &Arc<Shared>,
-    ledger: &Arc<Ledger>,
-    tables: &[snapshot::Table],
-    ending: &CancellationToken,
-) -> std::convert::Infallible {
+async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> std::convert::Infallible {
     let mut attempts = 0;
     loop {
-        let next = tables.iter().find(|table| shared.resnapshots.take_wish(table.mapping.number));
-        let Some(table) = next else {
+        let next = shared.mappings.iter().find(|mapping| shared.resnapshots.take_wish(mapping.number));
+        let Some(mapping) = next else {
             shared.resnapshots.wished().await;
             continue;
         };
-        let number = table.mapping.number;
+        let number = mapping.number;
         let counters = &shared.counters.tables[number];
-        let stop = ending.child_token();
+        let stop = CancellationToken::new();
         shared.resnapshot_runs(Some((number, stop.clone())));
         shared.copy_begins();
-        let outcome = again(shared, ledger, table, &stop).await;
+        let outcome = snapshot::again(&shared.snapshot_context(&stop), ledger, mapping, &stop).await;
         shared.copy_ended();
         shared.resnapshot_runs(None);
         match outcome {
             Ok(()) => attempts = 0,
             Err(_) if stop.is_cancelled() => {
                 // The operator's word. The documents are valid as they are.
-                if let Err(problem) = ledger.forget(&table.mapping.table).await {
+                if let Err(problem) = ledger.forget(&mapping.table).await {
                     tracing::warn!("{problem}");
                 }
-                shared
-                    .counters
-                    .notice(Level::Info, format!("{}: resnapshot given up by the operator", table.mapping.table));
+                shared.counters.notice(Level::Info, format!("{}: resnapshot given up by the operator", mapping.table));
             }
             Err(problem) if problem.transient && attempts < AGAIN => {
                 attempts += 1;
                 counters.set_state(TableState::Retrying);
                 counters.attempts.store(attempts, Relaxed);
-                shared
-                    .counters
-                    .notice(Level::Warn, format!("{}: {}; trying again", table.mapping.table, problem.message));
+                shared.counters.notice(Level::Warn, format!("{}: {}; trying again", mapping.table, problem.message));
                 counters.set_problem(Some(problem));
                 tokio::time::sleep(Duration::from_secs(1) * attempts).await;
                 shared.resnapshots.want(number);
@@ -456,7 +448,7 @@ async fn resnapshots(
                 attempts = 0;
                 shared.counters.notice(
                     Level::Error,
-                    format!("{}: resnapshot failed: {}. {}", table.mapping.table, problem.message, problem.hint),
+                    format!("{}: resnapshot failed: {}. {}", mapping.table, problem.message, problem.hint),
                 );
                 counters.resnapshot.store(false, Relaxed);
                 counters.set_problem(Some(problem));
@@ -469,24 +461,4 @@ async fn resnapshots(
         counters.attempts.store(0, Relaxed);
         counters.set_state(TableState::Live);
     }
-}
-
-async fn again(
-    shared: &Arc<Shared>,
-    ledger: &Arc<Ledger>,
-    table: &snapshot::Table,
-    stop: &CancellationToken,
-) -> Result<(), Problem> {
-    // As the catalog has it now: pages, filenodes and columns may have changed since the start.
-    let config = &shared.options.config;
-    let client = connect(&config.cdc, "control").await?;
-    let server = preflight::server(&client).await?;
-    let id = table.mapping.table.clone();
-    let mut ready =
-        preflight::tables(&client, config, &server, std::slice::from_ref(&id), shared.options.handler.is_none())
-            .await?;
-    let Some(ready) = ready.pop() else { return Ok(()) };
-    let table = snapshot::Table { mapping: Arc::clone(&table.mapping), ready };
-    let context = shared.snapshot_context(stop);
-    snapshot::again(&context, ledger, &table, stop).await
 }

@@ -4,7 +4,7 @@
 //! straight into a bulk body, and has one body under construction and one on its way. A chunk is completed only when
 //! the body that holds its last document, and by order every one before it, has been answered for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -138,12 +138,23 @@ struct Worker {
     flying: Option<JoinHandle<Result<Copied, Problem>>>,
     copied: Copied,
     id: Vec<u8>,
+    /// Leaves that this session has locked, and found to be as they were planned.
+    locked: HashSet<TableId>,
 }
 
 impl Worker {
     fn new(copying: Arc<Copying>, stop: CancellationToken) -> Self {
         let body = copying.sink.body();
-        Self { copying, stop, body, segments: Vec::new(), flying: None, copied: Copied::default(), id: Vec::new() }
+        Self {
+            copying,
+            stop,
+            body,
+            segments: Vec::new(),
+            flying: None,
+            copied: Copied::default(),
+            id: Vec::new(),
+            locked: HashSet::new(),
+        }
     }
 
     async fn run(mut self) -> Result<Copied, Problem> {
@@ -221,6 +232,10 @@ impl Worker {
             counters.set_state(TableState::Copying);
         }
         let began = Instant::now();
+        if !self.locked.contains(&chunk.range.leaf) {
+            keeper::lock_planned(client, &chunk.range).await?;
+            self.locked.insert(chunk.range.leaf.clone());
+        }
         let mut condition = chunk.range.condition();
         if let Some(filter) = &table.condition {
             condition = format!("{condition} AND ({filter})");

@@ -8,11 +8,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use tokio::sync::Notify;
 
+use super::ledger::Ledger;
 use crate::change::{Action, ActionBody};
+use crate::mapping::TableMapping;
+use crate::problem::{Problem, ProblemKind};
 use crate::telemetry::lock;
 
 /// Bytes of ids that the set may hold. Beyond it the resnapshot is given up rather than the memory.
@@ -80,6 +83,8 @@ impl DeleteSet {
 pub struct Resnapshots {
     tables: Vec<Slot>,
     changed: Notify,
+    /// Not held: the lock of this process ends with the ledger.
+    ledger: Mutex<Weak<Ledger>>,
 }
 
 #[derive(Debug, Default)]
@@ -93,7 +98,7 @@ impl Resnapshots {
     /// For so many tables; none runs.
     #[must_use]
     pub fn new(tables: usize) -> Self {
-        Self { tables: (0..tables).map(|_| Slot::default()).collect(), changed: Notify::new() }
+        Self { tables: (0..tables).map(|_| Slot::default()).collect(), ..Self::default() }
     }
 
     /// Begins to record the deletes of a table. Before the snapshot is asked for: the stream may pass its position
@@ -126,7 +131,28 @@ impl Resnapshots {
         }
     }
 
-    /// Asks for a resnapshot of a table.
+    /// Where wishes that must not be lost are kept.
+    pub fn keep_in(&self, ledger: &Arc<Ledger>) {
+        *lock(&self.ledger) = Arc::downgrade(ledger);
+    }
+
+    /// Asks for a resnapshot of a table; a crash after this returns does not lose the wish. For the stream: what it
+    /// acknowledges does not come again.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub async fn want_surely(&self, mapping: &TableMapping) -> Result<(), Problem> {
+        let ledger = lock(&self.ledger).upgrade();
+        let Some(ledger) = ledger else {
+            let lost = Problem::new(ProblemKind::Internal, "the ledger is closed", "It is opened again by itself.");
+            return Err(lost.transient());
+        };
+        ledger.want(&mapping.table).await?;
+        self.want(mapping.number);
+        Ok(())
+    }
+
+    /// Asks for a resnapshot of a table, until the process ends.
     pub fn want(&self, table: usize) {
         if let Some(slot) = self.tables.get(table) {
             slot.wanted.store(true, Ordering::SeqCst);

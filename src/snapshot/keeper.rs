@@ -1,15 +1,23 @@
 //! The keeper: the session that holds the exported snapshot while workers copy from it.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
-use crate::config::Cdc;
+use super::plan::Range;
+use super::{Context, Table};
 use crate::lsn::Lsn;
-use crate::postgres::catalog::Leaf;
+use crate::mapping::TableMapping;
 use crate::postgres::connect::connect;
+use crate::postgres::preflight;
 use crate::postgres::replication::Session;
 use crate::problem::{Problem, ProblemKind};
+use crate::table::{TableId, quote_literal};
+
+/// How often the keeper's session is asked whether it lives.
+const LIFE_SIGN: Duration = Duration::from_secs(1);
 
 /// Which slot the snapshot comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +45,18 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Takes a snapshot and locks `leaves` in `ACCESS SHARE` mode without waiting.
+    /// Takes a snapshot and locks the tables in `ACCESS SHARE` mode without waiting. Gives them as the catalog has
+    /// them under the lock: a slot may take hours to make, in which they may be altered.
     ///
     /// # Errors
-    /// No slot is free, a table is locked by somebody else, or was rewritten between the snapshot and the lock. Then
-    /// the slot that was created is gone again.
-    pub async fn take(cdc: &Cdc, origin: Origin<'_>, leaves: &[&Leaf]) -> Result<Self, Problem> {
+    /// No slot is free, a table is gone or locked by somebody else, or was rewritten between the snapshot and the
+    /// lock. Then the slot that was created is gone again.
+    pub(super) async fn take(
+        context: &Context,
+        origin: Origin<'_>,
+        wanted: &[Arc<TableMapping>],
+    ) -> Result<(Self, Vec<Table>), Problem> {
+        let cdc = &context.config.cdc;
         match origin {
             Origin::NoSlot => {
                 let client = connect(cdc, "snapshot").await?;
@@ -54,12 +68,12 @@ impl Keeper {
                     )
                     .await?;
                 let lsn = row.get::<_, String>(0).parse().unwrap_or_default();
-                Self::hold(client, lsn, leaves).await
+                Self::hold(client, lsn, context, wanted).await
             }
             Origin::NewSlot(name) => {
                 let mut session = Session::connect(cdc, "slot").await?;
                 let created = session.create_slot(name, false).await?;
-                let held = Self::import(cdc, &created.snapshot_name, created.consistent_point, leaves).await;
+                let held = Self::import(context, &created.snapshot_name, created.consistent_point, wanted).await;
                 if held.is_err() {
                     // Nothing was read yet. A slot that stayed would keep WAL for nobody.
                     let quoted = crate::table::quote_identifier(name);
@@ -70,38 +84,32 @@ impl Keeper {
             Origin::TemporarySlot(name) => {
                 let mut session = Session::connect(cdc, "snapshot slot").await?;
                 let created = session.create_slot(name, true).await?;
-                Self::import(cdc, &created.snapshot_name, created.consistent_point, leaves).await
+                Self::import(context, &created.snapshot_name, created.consistent_point, wanted).await
             }
         }
     }
 
-    async fn import(cdc: &Cdc, snapshot: &str, lsn: Lsn, leaves: &[&Leaf]) -> Result<Self, Problem> {
-        let client = connect(cdc, "snapshot keeper").await?;
+    async fn import(
+        context: &Context,
+        snapshot: &str,
+        lsn: Lsn,
+        wanted: &[Arc<TableMapping>],
+    ) -> Result<(Self, Vec<Table>), Problem> {
+        let client = connect(&context.config.cdc, "snapshot keeper").await?;
         import(&client, snapshot).await?;
-        Self::hold(client, lsn, leaves).await
+        Self::hold(client, lsn, context, wanted).await
     }
 
     /// Locks, compares filenodes, and exports again: the slot's session is then free to go.
-    async fn hold(client: Client, lsn: Lsn, leaves: &[&Leaf]) -> Result<Self, Problem> {
-        for leaf in leaves {
-            let sql = format!("LOCK TABLE ONLY {} IN ACCESS SHARE MODE NOWAIT", leaf.id.quoted());
-            if let Err(error) = client.batch_execute(&sql).await {
-                if error.code() == Some(&tokio_postgres::error::SqlState::LOCK_NOT_AVAILABLE) {
-                    return Err(Problem::new(
-                        ProblemKind::Setup,
-                        format!("table {} is locked by another session (ALTER, TRUNCATE, VACUUM FULL, ...)", leaf.id),
-                        format!(
-                            "Wait for it, or see who it is: SELECT pid, query FROM pg_stat_activity WHERE pid IN \
-                             (SELECT pid FROM pg_locks WHERE relation = {}).",
-                            leaf.oid
-                        ),
-                    )
-                    .transient());
-                }
-                return Err(error.into());
-            }
-        }
-        let oids: Vec<u32> = leaves.iter().map(|leaf| leaf.oid).collect();
+    async fn hold(
+        client: Client,
+        lsn: Lsn,
+        context: &Context,
+        wanted: &[Arc<TableMapping>],
+    ) -> Result<(Self, Vec<Table>), Problem> {
+        let tables = lock_all(&client, context, wanted).await?;
+        let leaves = || tables.iter().flat_map(|table| &table.ready.info.leaves);
+        let oids: Vec<u32> = leaves().map(|leaf| leaf.oid).collect();
         // relfilenode is read by the snapshot, pg_relation_filenode() by what is so now. Where they differ the table
         // was rewritten after the snapshot, which would see no row in it.
         let rewritten = client
@@ -121,7 +129,7 @@ impl Keeper {
             .transient());
         }
         let row = client.query_one("SELECT pg_catalog.pg_export_snapshot()", &[]).await?;
-        Ok(Self { client, snapshot: row.get(0), lsn, since: Instant::now() })
+        Ok((Self { client, snapshot: row.get(0), lsn, since: Instant::now() }, tables))
     }
 
     /// The version of the snapshot's documents: one below the consistent point. Commits begin at multiples of 8, so
@@ -131,11 +139,98 @@ impl Keeper {
         self.lsn.0.saturating_sub(1)
     }
 
-    /// The session has ended: workers that come later find no snapshot.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.client.is_closed()
+    /// The session, and with it the snapshot and the locks, is still there.
+    pub(super) async fn lives(&self) -> bool {
+        self.client.batch_execute("").await.is_ok()
     }
+
+    /// Ends when the session has ended. Nobody tells, so it is asked.
+    pub(super) async fn lost(&self) -> Problem {
+        while self.lives().await {
+            tokio::time::sleep(LIFE_SIGN).await;
+        }
+        gone()
+    }
+}
+
+/// Locks the tables and gives them as they are under the lock.
+async fn lock_all(client: &Client, context: &Context, wanted: &[Arc<TableMapping>]) -> Result<Vec<Table>, Problem> {
+    let control = connect(&context.config.cdc, "control").await?;
+    let server = preflight::server(&control).await?;
+    let ids: Vec<TableId> = wanted.iter().map(|mapping| mapping.table.clone()).collect();
+    let mut tables: Vec<Table> = Vec::new();
+    loop {
+        let ready = preflight::tables(&control, &context.config, &server, &ids, context.handler.is_none()).await?;
+        let seen: Vec<_> = wanted.iter().cloned().zip(ready).map(|(mapping, ready)| Table { mapping, ready }).collect();
+        if tables.len() == seen.len() && tables.iter().zip(&seen).all(|(table, seen)| table.is_as(seen)) {
+            return Ok(seen);
+        }
+        // What was read before the lock may be wrong by the time of the lock: once more, until it is not.
+        for leaf in seen.iter().flat_map(|table| &table.ready.info.leaves) {
+            lock(client, &leaf.id).await?;
+        }
+        tables = seen;
+    }
+}
+
+async fn lock(client: &Client, leaf: &TableId) -> Result<(), Problem> {
+    let sql = format!("LOCK TABLE ONLY {} IN ACCESS SHARE MODE NOWAIT", leaf.quoted());
+    let Err(error) = client.batch_execute(&sql).await else { return Ok(()) };
+    if error.code() == Some(&SqlState::UNDEFINED_TABLE) {
+        return Err(Problem::new(
+            ProblemKind::Setup,
+            format!("table {leaf} was dropped or renamed before it was copied"),
+            "It is looked for again by itself.",
+        )
+        .transient());
+    }
+    if error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
+        return Err(error.into());
+    }
+    Err(Problem::new(
+        ProblemKind::Setup,
+        format!("table {leaf} is locked by another session (ALTER, TRUNCATE, VACUUM FULL, ...)"),
+        format!(
+            "Wait for it, or see who it is: SELECT pid, query FROM pg_stat_activity WHERE pid IN \
+             (SELECT pid FROM pg_locks WHERE relation = {}::regclass).",
+            quote_literal(&leaf.quoted())
+        ),
+    )
+    .transient())
+}
+
+/// Locks the leaf of a range for as long as the transaction of `client` lives, and makes sure that it still has the
+/// pages that were planned: to an older snapshot a rewritten table is empty. Nothing else would tell, as the keeper's
+/// session and its locks may have ended in between.
+///
+/// # Errors
+/// Somebody has it locked, or it was rewritten; both pass.
+pub(super) async fn lock_planned(client: &Client, range: &Range) -> Result<(), Problem> {
+    lock(client, &range.leaf).await?;
+    let row = client
+        .query_one(
+            "SELECT coalesce(pg_catalog.pg_relation_filenode(pg_catalog.to_regclass($1)), 0::oid)",
+            &[&range.leaf.quoted()],
+        )
+        .await?;
+    if row.get::<_, u32>(0) == range.filenode {
+        return Ok(());
+    }
+    Err(Problem::new(
+        ProblemKind::Setup,
+        format!("table {} was rewritten before it was copied", range.leaf),
+        "It is copied under a new snapshot by itself.",
+    )
+    .transient())
+}
+
+fn gone() -> Problem {
+    Problem::new(
+        ProblemKind::Postgres,
+        "the exported snapshot is gone: the session that held it has ended",
+        "The copy goes on under a new snapshot by itself.",
+    )
+    .transient()
 }
 
 /// Begins a transaction of `client` that reads by `snapshot`.
@@ -145,20 +240,14 @@ impl Keeper {
 pub(super) async fn import(client: &Client, snapshot: &str) -> Result<(), Problem> {
     let sql = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-        crate::table::quote_literal(snapshot)
+        quote_literal(snapshot)
     );
     client.batch_execute(&sql).await.map_err(|error| {
-        use tokio_postgres::error::SqlState;
         // 42704 since PostgreSQL 17, 22023 before, 55000 when the exporting transaction has just ended.
-        let gone =
+        let codes =
             [SqlState::UNDEFINED_OBJECT, SqlState::INVALID_PARAMETER_VALUE, SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE];
-        if error.code().is_some_and(|code| gone.contains(code)) {
-            return Problem::new(
-                ProblemKind::Postgres,
-                "the exported snapshot is gone: the session that held it has ended",
-                "The copy goes on under a new snapshot by itself.",
-            )
-            .transient();
+        if error.code().is_some_and(|code| codes.contains(code)) {
+            return gone();
         }
         error.into()
     })

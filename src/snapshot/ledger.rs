@@ -4,11 +4,14 @@
 //! `in_progress` or `completed`; it is completed only after the sink has answered for its last document. Losing the
 //! record of a completed chunk costs a second copy of it and nothing else, so chunk rows are written without waiting
 //! for the disk.
+//!
+//! A table that is to be copied again has a row of its own, of chunk -1 and `wanted`, from the wish until documents
+//! without a row are removed: its chunks alone would be completed before that.
 
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement};
 
@@ -122,6 +125,9 @@ pub struct ChunkRow {
     pub table: TableId,
     /// Its number in the table, from 0.
     pub index: usize,
+    /// The position of the snapshot that its table was planned under: the job's, or a later one's where the table was
+    /// planned anew.
+    pub lsn: Lsn,
     /// What to copy.
     pub range: Range,
     /// The sink has answered for it.
@@ -138,6 +144,8 @@ pub struct Ledger {
     client: Client,
     job: String,
     instance: String,
+    /// Who has it may begin a transaction: there is one connection.
+    transacting: Mutex<()>,
     claim: OnceCell<Statement>,
     complete: OnceCell<Statement>,
 }
@@ -156,6 +164,7 @@ impl Ledger {
             client,
             job: job.to_owned(),
             instance: instance.to_owned(),
+            transacting: Mutex::new(()),
             claim: OnceCell::new(),
             complete: OnceCell::new(),
         })
@@ -175,6 +184,19 @@ impl Ledger {
             )
             .await?;
         Ok(row.get(0))
+    }
+
+    /// Ends when the ledger's connection has ended, and the lock with it. Nobody tells, so it is looked at.
+    pub async fn lost(&self) -> Problem {
+        while !self.client.is_closed() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        Problem::new(
+            ProblemKind::Postgres,
+            "the connection of the ledger has ended, and with it the lock that keeps a second pgtide out",
+            "It is made again by itself. If it keeps ending, the server's log says why.",
+        )
+        .transient()
     }
 
     /// Who has the lock, in words, as [`try_lock`](Self::try_lock) did not get it. A process that copies and whose last
@@ -201,11 +223,13 @@ impl Ledger {
         Ok(format!(" ({instance}backend {pid}{})", silent.unwrap_or_default()))
     }
 
-    /// Begins a transaction that is on disk once it has committed. Only one at a time, with no other statement in
-    /// between: the ledger has one connection. Dropped without a commit it is rolled back.
+    /// Begins a transaction that is on disk once it has committed. Statements that others make meanwhile are part of
+    /// it. Dropped without a commit it is rolled back.
     async fn transaction(&self) -> Result<Open<'_>, Problem> {
+        let alone = self.transacting.lock().await;
+        let open = Open(Some(&self.client), alone);
         self.client.batch_execute("BEGIN; SET LOCAL synchronous_commit = on").await?;
-        Ok(Open(Some(&self.client)))
+        Ok(open)
     }
 
     /// The job, if there is one.
@@ -238,7 +262,7 @@ impl Ledger {
         let rows = self
             .client
             .query(
-                &format!("SELECT {CHUNK} FROM public.cdc_snapshot_chunks c WHERE slot_name = $1 ORDER BY id"),
+                &format!("SELECT {CHUNK} FROM public.cdc_snapshot_chunks c WHERE slot_name = $1 AND chunk_index >= 0 ORDER BY id"),
                 &[&self.job],
             )
             .await?;
@@ -287,7 +311,8 @@ impl Ledger {
         let transaction = self.transaction().await?;
         self.client
             .execute(
-                "DELETE FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3",
+                "DELETE FROM public.cdc_snapshot_chunks
+                 WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND chunk_index >= 0",
                 &[&self.job, &table.schema, &table.name],
             )
             .await?;
@@ -295,7 +320,8 @@ impl Ledger {
         self.client
             .execute(
                 "UPDATE public.cdc_snapshot_job j SET
-                    total_chunks = (SELECT count(*) FROM public.cdc_snapshot_chunks c WHERE c.slot_name = j.slot_name),
+                    total_chunks = (SELECT count(*) FROM public.cdc_snapshot_chunks c
+                                    WHERE c.slot_name = j.slot_name AND c.chunk_index >= 0),
                     completed_chunks = (SELECT count(*) FROM public.cdc_snapshot_chunks c
                                         WHERE c.slot_name = j.slot_name AND c.status = 'completed')
                  WHERE slot_name = $1",
@@ -320,7 +346,43 @@ impl Ledger {
         Ok(())
     }
 
-    /// A table has chunks that are not completed.
+    /// Says that a table is to be copied again; on disk when this returns. Gives the wish's number.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn want(&self, table: &TableId) -> Result<i32, Problem> {
+        let transaction = self.transaction().await?;
+        let row = self
+            .client
+            .query_one(
+                "INSERT INTO public.cdc_snapshot_chunks AS c
+                    (slot_name, table_schema, table_name, chunk_index, chunk_start, chunk_size, status, attempts)
+                 VALUES ($1, $2, $3, -1, 0, 0, 'wanted', 1)
+                 ON CONFLICT (slot_name, table_schema, table_name, chunk_index) DO UPDATE SET attempts = c.attempts + 1
+                 RETURNING attempts",
+                &[&self.job, &table.schema, &table.name],
+            )
+            .await?;
+        transaction.commit().await?;
+        Ok(row.get(0))
+    }
+
+    /// The table was copied again as `wish` asked for. A later wish stays.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn granted(&self, table: &TableId, wish: i32) -> Result<(), Problem> {
+        self.client
+            .execute(
+                "DELETE FROM public.cdc_snapshot_chunks
+                 WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND chunk_index = -1 AND attempts = $4",
+                &[&self.job, &table.schema, &table.name, &wish],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// A table has chunks that are not completed, or is to be copied again.
     ///
     /// # Errors
     /// The query fails.
@@ -434,7 +496,8 @@ impl Ledger {
             .execute(
                 "UPDATE public.cdc_snapshot_job j SET completed = TRUE, sweep = FALSE
                  WHERE slot_name = $1 AND NOT EXISTS (SELECT FROM public.cdc_snapshot_chunks c
-                                                      WHERE c.slot_name = j.slot_name AND c.status <> 'completed')",
+                                                      WHERE c.slot_name = j.slot_name AND c.status <> 'completed'
+                                                        AND c.chunk_index >= 0)",
                 &[&self.job],
             )
             .await?;
@@ -444,7 +507,7 @@ impl Ledger {
 }
 
 /// A transaction of the ledger's connection.
-struct Open<'a>(Option<&'a Client>);
+struct Open<'a>(Option<&'a Client>, #[allow(dead_code, reason = "held")] MutexGuard<'a, ()>);
 
 impl Open<'_> {
     async fn commit(mut self) -> Result<(), Problem> {
@@ -468,7 +531,8 @@ const WRITER: &str = concat!("pgtide ", env!("CARGO_PKG_VERSION"));
 
 const CHUNK: &str = "c.id, c.table_schema, c.table_name, c.chunk_index, coalesce(c.leaf_schema, c.table_schema),
     coalesce(c.leaf_name, c.table_name), coalesce(c.leaf_filenode, 0), coalesce(c.block_start, 0), c.block_end,
-    c.status = 'completed', coalesce(c.rows_processed, 0), c.attempts";
+    c.status = 'completed', coalesce(c.rows_processed, 0), c.attempts,
+    coalesce(c.snapshot_lsn, '')";
 
 fn chunk_row(row: &tokio_postgres::Row) -> ChunkRow {
     let unsigned = |value: i64| u64::try_from(value).unwrap_or(0);
@@ -476,6 +540,7 @@ fn chunk_row(row: &tokio_postgres::Row) -> ChunkRow {
         id: row.get(0),
         table: TableId::new(row.get::<_, String>(1), row.get::<_, String>(2)),
         index: usize::try_from(row.get::<_, i32>(3)).unwrap_or(0),
+        lsn: row.get::<_, String>(12).parse().unwrap_or_default(),
         range: Range {
             leaf: TableId::new(row.get::<_, String>(4), row.get::<_, String>(5)),
             filenode: u32::try_from(row.get::<_, i64>(6)).unwrap_or(0),

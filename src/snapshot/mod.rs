@@ -22,9 +22,11 @@ pub use self::plan::{Range, plan};
 use crate::change::Handler;
 use crate::config::{Config, Mode};
 use crate::gate::Gate;
+use crate::lsn::Lsn;
 use crate::mapping::{Shape, TableMapping, unwritable};
 use crate::postgres::catalog::Leaf;
 use crate::postgres::preflight::Ready;
+use crate::postgres::slot::SlotInfo;
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::{Body, Sink};
 use crate::status::{ChunkState, Level, TableState};
@@ -54,11 +56,22 @@ pub struct Context {
 
 /// A table to be copied.
 #[derive(Clone, Debug)]
-pub struct Table {
+struct Table {
     /// Where it goes.
-    pub mapping: Arc<TableMapping>,
+    mapping: Arc<TableMapping>,
     /// As the catalog has it, and which rows.
-    pub ready: Ready,
+    ready: Ready,
+}
+
+impl Table {
+    /// Nothing was altered or rewritten between the two looks.
+    fn is_as(&self, other: &Self) -> bool {
+        let (one, two) = (&self.ready, &other.ready);
+        let leaf = |leaf: &Leaf| (leaf.oid, leaf.id.clone(), leaf.filenode);
+        one.condition == two.condition
+            && one.info.columns == two.info.columns
+            && one.info.leaves.iter().map(leaf).eq(two.info.leaves.iter().map(leaf))
+    }
 }
 
 impl Context {
@@ -95,9 +108,14 @@ impl Context {
         let copied = tokio::select! {
             copied = copying.run(self.workers()) => copied,
             problem = beat => Err(problem),
+            problem = keeper.lost() => Err(problem),
         };
         self.held.send_replace(None);
-        copied
+        match copied {
+            // Without its locks a table may have been altered under the workers' hands.
+            Err(problem) if !problem.transient && !keeper.lives().await => Err(keeper.lost().await),
+            copied => copied,
+        }
     }
 }
 
@@ -130,7 +148,7 @@ async fn heartbeat(ledger: Arc<Ledger>, interval: Duration) -> Problem {
 
 /// The first copy, begun or gone on with. When it returns, every chunk has been answered for and the ledger says so.
 ///
-/// `slot`: ours is there already. `system_id`: of the server.
+/// `slot`: ours, if it is there already. `system_id`: of the server.
 ///
 /// Going on: what is done stays done, although it is copied under another snapshot than what is still to do. Right,
 /// because the slot stands at or before the first snapshot, so that the stream will bring every change since then,
@@ -143,31 +161,33 @@ async fn heartbeat(ledger: Arc<Ledger>, interval: Duration) -> Problem {
 pub async fn initial(
     context: &Context,
     ledger: &Arc<Ledger>,
-    tables: &[Table],
-    slot: bool,
+    wanted: &[Arc<TableMapping>],
+    slot: Option<&SlotInfo>,
     system_id: &str,
 ) -> Result<(), Problem> {
     let config = &context.config;
     let streams = config.mode() != Mode::SnapshotOnly;
     let job = ledger.job().await?;
-    let leaves: Vec<&Leaf> = tables.iter().flat_map(|table| &table.ready.info.leaves).collect();
     let slot_name = config.cdc.slot.name.as_str();
     let temporary = temporary_slot();
-    // Without a slot that covers the time since, a half-done copy cannot be gone on with.
-    let going_on = job.as_ref().is_some_and(|job| {
-        job.ours && !job.completed && streams && slot && job.system_id.as_deref().is_none_or(|id| id == system_id)
+    // Without a slot that covers the time since, a half-done copy cannot be gone on with. One that was made later, by an
+    // attempt that ended before it had begun its own job, does not.
+    let going_on = job.as_ref().filter(|job| {
+        let covered = slot.and_then(|slot| slot.confirmed_lsn).is_some_and(|confirmed| confirmed <= job.lsn);
+        job.ours && !job.completed && streams && covered && job.system_id.as_deref().is_none_or(|id| id == system_id)
     });
+    let slot = slot.is_some();
     let origin = match (streams, slot) {
         (false, _) => Origin::NoSlot,
         (true, false) => Origin::NewSlot(slot_name),
         (true, true) => Origin::TemporarySlot(&temporary),
     };
-    let take = Keeper::take(&config.cdc, origin, &leaves);
+    let take = Keeper::take(context, origin, wanted);
     tokio::pin!(take);
     let mut told = false;
-    let keeper = loop {
+    let (keeper, tables) = loop {
         tokio::select! {
-            keeper = &mut take => break keeper?,
+            taken = &mut take => break taken?,
             () = context.stop.cancelled() => return Err(copy::stopped()),
             () = tokio::time::sleep(LONG_TAKE), if !told => {
                 told = true;
@@ -175,14 +195,15 @@ pub async fn initial(
             }
         }
     };
+    let tables = tables.as_slice();
     if !slot && streams {
         context.counters.notice(Level::Info, format!("slot {slot_name} created at {}", keeper.lsn));
     }
     let chunk_rows = config.cdc.snapshot.chunk_size;
     let planned = |table: &Table| plan(&table.ready.info.leaves, chunk_rows);
-    if going_on {
+    if let Some(job) = going_on {
         ledger.release_all().await?;
-        go_on(context, ledger, tables, &keeper, planned).await?;
+        go_on(context, ledger, tables, job.lsn, &keeper, planned).await?;
     } else {
         // Documents of an earlier copy whose rows are gone by now are removed at the end.
         let sweep = job.is_some();
@@ -202,9 +223,14 @@ pub async fn initial(
         ));
     };
     for table in tables {
-        if job.sweep {
-            let version = job.lsn.0.saturating_sub(1);
-            sweep(context, &table.mapping, version, &context.stop).await?;
+        let planned = chunks.iter().find(|chunk| chunk.table == table.mapping.table).map_or(job.lsn, |chunk| chunk.lsn);
+        // Planned anew, a table may have documents of rows that it no longer had by then.
+        if job.sweep || planned > job.lsn {
+            let version = planned.0.max(job.lsn.0).saturating_sub(1);
+            // Some of it may have been copied by an earlier attempt of this process.
+            let number = u32::try_from(table.mapping.number).unwrap_or(u32::MAX);
+            let refused = context.sink.stats().rejected_by_table.get(&number).copied().unwrap_or(0);
+            sweep(context, &table.mapping, version, refused, &context.stop).await?;
         } else {
             context.sink.client().refresh(&table.mapping.index).await?;
         }
@@ -239,6 +265,7 @@ async fn go_on(
     context: &Context,
     ledger: &Ledger,
     tables: &[Table],
+    began: Lsn,
     keeper: &Keeper,
     planned: impl Fn(&Table) -> Vec<Range>,
 ) -> Result<(), Problem> {
@@ -259,19 +286,22 @@ async fn go_on(
         };
         let done = !known.is_empty() && known.iter().all(|chunk| chunk.completed);
         let of_ours = known.iter().all(|chunk| leaves.iter().any(|leaf| leaf.id == chunk.range.leaf));
-        if done || (!known.is_empty() && of_ours && publishes_updates && leaves.iter().all(untouched)) {
+        if !known.is_empty() && of_ours && (done || publishes_updates && leaves.iter().all(untouched)) {
             continue;
         }
+        let mut lsn = began;
         if !known.is_empty() {
+            // Later than the job: what was copied before is swept.
+            lsn = keeper.lsn;
             context.counters.notice(
                 Level::Warn,
                 format!(
-                    "{}: was rewritten since its copy began, so it is copied from its beginning",
+                    "{}: was rewritten, or lost a partition, since its copy began, so it is copied from its beginning",
                     table.mapping.table
                 ),
             );
         }
-        ledger.replan(&table.mapping.table, keeper.lsn, &planned(table)).await?;
+        ledger.replan(&table.mapping.table, lsn, &planned(table)).await?;
     }
     for table in by_table.into_keys() {
         ledger.forget(table).await?;
@@ -309,10 +339,12 @@ fn settle_total(context: &Context, table: &Table) {
 }
 
 /// Removes the documents of a table's index that no row of the copy at `version`, and no change since, accounts for.
+/// `refused`: rows of that copy that are dead letters.
 async fn sweep(
     context: &Context,
     mapping: &TableMapping,
     version: u64,
+    refused: u64,
     stop: &CancellationToken,
 ) -> Result<(), Problem> {
     let refuse = |why: &str| {
@@ -321,14 +353,13 @@ async fn sweep(
             format!("{}: documents whose rows are gone stay in {}: {why}", mapping.table, mapping.index),
         );
     };
-    let number = u32::try_from(mapping.number).unwrap_or(u32::MAX);
     if !mapping.exclusive {
         refuse("other tables go to that index too");
     } else if context.handler.is_some() {
         refuse("a handler decides what goes there");
-    } else if context.sink.stats().rejected_by_table.get(&number).copied().unwrap_or(0) > 0 {
+    } else if refused > 0 {
         // The old document of a refused row would go as well.
-        refuse("rows of it were refused; mend those first, then copy it again");
+        refuse(&format!("{refused} rows of the copy were refused; mend those first, then copy it again"));
     } else {
         let removed = context.sink.sweep(&mapping.index, version, version, |_| false, stop).await?;
         context
@@ -342,17 +373,17 @@ async fn sweep(
 ///
 /// Everything that the stream deletes meanwhile is remembered from before the snapshot is asked for
 /// ([`DeleteSet`]); the snapshot of a temporary slot is exact against the stream of any other slot.
-/// A crash leaves the table's chunks pending in the ledger, and the next start copies it again.
+/// A crash leaves the wish in the ledger, and the next start copies it again.
 ///
 /// # Errors
 /// PostgreSQL fails, or `stop` is cancelled: the documents are all valid then, and nothing is removed.
 pub async fn again(
     context: &Context,
     ledger: &Arc<Ledger>,
-    table: &Table,
+    table: &Arc<TableMapping>,
     stop: &CancellationToken,
 ) -> Result<(), Problem> {
-    let number = table.mapping.number;
+    let number = table.number;
     let deletes = context.resnapshots.begin(number);
     let outcome = again_recorded(context, ledger, table, &deletes, stop).await;
     context.resnapshots.end(number);
@@ -362,23 +393,24 @@ pub async fn again(
 async fn again_recorded(
     context: &Context,
     ledger: &Arc<Ledger>,
-    table: &Table,
+    mapping: &Arc<TableMapping>,
     deletes: &Arc<DeleteSet>,
     stop: &CancellationToken,
 ) -> Result<(), Problem> {
-    let leaves: Vec<&Leaf> = table.ready.info.leaves.iter().collect();
+    // Until the sweep has ended: whatever cuts this short, it is done again from its beginning.
+    let wish = ledger.want(&mapping.table).await?;
     let temporary = temporary_slot();
-    let keeper = tokio::select! {
-        keeper = Keeper::take(&context.config.cdc, Origin::TemporarySlot(&temporary), &leaves) => keeper?,
+    let (keeper, tables) = tokio::select! {
+        taken = Keeper::take(context, Origin::TemporarySlot(&temporary), std::slice::from_ref(mapping)) => taken?,
         () = stop.cancelled() => return Err(copy::stopped()),
     };
+    let [table] = tables.as_slice() else { return Ok(()) };
     let version = keeper.version();
     let ranges = plan(&table.ready.info.leaves, context.config.cdc.snapshot.chunk_size);
     ledger.replan(&table.mapping.table, keeper.lsn, &ranges).await?;
-    let one = std::slice::from_ref(table);
     let chunks = ledger.chunks().await?;
-    show(context, one, &chunks);
-    let copied = context.copy(ledger, &keeper, one, Some(Arc::clone(deletes)), stop).await?;
+    show(context, &tables, &chunks);
+    let copied = context.copy(ledger, &keeper, &tables, Some(Arc::clone(deletes)), stop).await?;
     drop(keeper);
     if deletes.overflowed() {
         return Err(Problem::new(
@@ -388,9 +420,8 @@ async fn again_recorded(
         ));
     }
     redo_deletes(context, &table.mapping, deletes, version, stop).await?;
-    if copied.rejected == 0 {
-        sweep(context, &table.mapping, version, stop).await?;
-    }
+    sweep(context, &table.mapping, version, copied.rejected, stop).await?;
+    ledger.granted(&mapping.table, wish).await?;
     settle_total(context, table);
     let rows = context.counters.tables[table.mapping.number].rows_done.load(Relaxed);
     context.counters.notice(Level::Info, format!("{}: copied again, {rows} rows", table.mapping.table));

@@ -364,7 +364,7 @@ impl Applier {
                         mapping.table
                     ),
                 );
-                self.writer.resnapshots.want(mapping.number);
+                self.writer.resnapshots.want_surely(&mapping).await?;
                 continue;
             }
             // Nothing older may still be on its way, and nothing younger has been sent.

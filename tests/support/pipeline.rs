@@ -206,6 +206,12 @@ impl Rig {
         self.store.inject(Fault::new(Effect::Hold { applied: false }).times(count));
     }
 
+    /// The same for the `count` bulks after the next `first` ones.
+    pub fn hold_after(&self, first: u64, count: u64) {
+        self.store.inject(Fault::new(Effect::Delay { milliseconds: 0 }).times(first));
+        self.hold(count);
+    }
+
     /// The requests that are held from now on. Waits until there is one.
     pub async fn until_held(&self) {
         tokio::time::timeout(LIMIT, self.store.until_held(1)).await.expect("no bulk came");
