@@ -67,7 +67,7 @@ pub async fn run(options: Options) -> Result<(), Problem> {
     // may be confirmed.
     let give_up = CancellationToken::new();
     let lanes = Lanes::new(sink.clone(), config.elasticsearch.concurrent_request, limits, give_up.clone());
-    let relations = Relations::new(tables, handler.is_none());
+    let relations = Relations::of(&client, tables, handler.is_none()).await?;
     let mut applier = Applier::new(lanes, relations, client, sink, counters, handler, resnapshots, give_up.clone());
     let outcome = read(&mut reader, &feedback, &mut applier, &gate, &stop).await;
     // Whatever ended it: what was sent is brought home, so that nothing of it arrives behind the back of the next start.
