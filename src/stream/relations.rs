@@ -143,8 +143,13 @@ async fn shape_of(
         && let Some((_, names)) = catalog::identity(client, &mapping.table).await?
     {
         // The copy names documents by the table's key, in the table's order of columns.
-        let name = |at: usize| today[at].as_ref().map(|column| column.name.as_str());
-        key.sort_by_key(|&at| names.iter().position(|column| Some(column.name.as_str()) == name(at)));
+        let place = |wanted: &KeyColumn| {
+            let is_it = |column: &Option<KeyColumn>| column.as_ref().is_some_and(|column| column.name == wanted.name);
+            today.iter().position(is_it).filter(|&at| !marked || relation.columns[at].key)
+        };
+        if let Some(places) = names.iter().map(place).collect() {
+            key = places;
+        }
     }
     let numbers = key.iter().map(|&at| today[at].as_ref().map(|column| column.number)).collect();
     Ok((shape(&key), numbers))
