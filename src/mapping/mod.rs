@@ -78,7 +78,7 @@ impl Shape {
         id.clear();
         if let &[at] = self.key.as_slice() {
             let Some(Field::Text(text)) = fields.clone().nth(at) else { return false };
-            id.extend_from_slice(text);
+            id.extend_from_slice(if text.is_empty() { document_id::EMPTY } else { text });
             return true;
         }
         !self.key.is_empty() && write_id(id, self.key.iter().map(|&at| fields.clone().nth(at)))
