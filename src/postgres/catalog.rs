@@ -262,8 +262,8 @@ pub async fn resolve_types(
     Ok(types.into_iter().map(|oid| (oid, scalar(&known, oid))).collect())
 }
 
-/// The name that a relation has now, and those of the tables that it is a partition of; empty when it is gone. By oid:
-/// the name under which the stream announces it may be an old one.
+/// The name that a relation has now, and those of the tables that it is a partition of, the nearest first; empty when it
+/// is gone. By oid: the name under which the stream announces it may be an old one.
 ///
 /// # Errors
 /// The query fails.
@@ -271,9 +271,11 @@ pub async fn names(client: &Client, oid: u32) -> Result<Vec<TableId>, Problem> {
     let rows = client
         .query(
             "SELECT n.nspname::text, c.relname::text
-             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-             WHERE c.oid = $1 OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors($1))
-             ORDER BY c.oid <> $1",
+             FROM (SELECT $1::oid, 0 UNION ALL
+                   SELECT relid::oid, place FROM pg_catalog.pg_partition_ancestors($1) WITH ORDINALITY AS a (relid, place)
+                  ) AS l (relid, place)
+             JOIN pg_catalog.pg_class c ON c.oid = l.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             ORDER BY l.place",
             &[&oid],
         )
         .await?;

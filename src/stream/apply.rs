@@ -167,7 +167,7 @@ impl Applier {
             }
             Message::Relation(relation) => {
                 if self.relations.announce(&self.client, &relation, self.transaction.xid).await? {
-                    self.renamed_documents(relation.oid);
+                    self.renamed_documents(relation.oid).await?;
                 }
             }
             Message::Truncate { oids, .. } => self.truncate(oids).await?,
@@ -362,8 +362,10 @@ impl Applier {
 
     /// The key of a table has changed, or another table has its name now: documents stand under ids that no change will
     /// name any more.
-    fn renamed_documents(&self, oid: u32) {
-        let Some(mapping) = self.relations.get(oid).and_then(|relation| relation.mapping.as_ref()) else { return };
+    async fn renamed_documents(&mut self, oid: u32) -> Result<(), Problem> {
+        let Some((_, mapping)) = mapped(&self.relations, oid)? else { return Ok(()) };
+        // None of them may arrive behind the sweep.
+        self.writer.lanes.drain().await?;
         self.counters.notice(
             Level::Warn,
             format!(
@@ -373,6 +375,7 @@ impl Applier {
             ),
         );
         self.writer.resnapshots.want(mapping.number);
+        Ok(())
     }
 
     fn act(&mut self, mapping: &TableMapping, actions: &[Action], kind: EventKind) -> Result<(), Problem> {
