@@ -7,6 +7,7 @@ mod support;
 use pgtide::config::Mode;
 use pgtide::engine::{Command, Phase};
 use pgtide::lsn::Lsn;
+use serde_json::json;
 use support::pipeline::{LIMIT, Rig, ended, metric, operations, phase, stop};
 use support::wait_until;
 
@@ -323,6 +324,44 @@ async fn any_text_may_be_an_id() {
     rig.sql("DELETE FROM odd").await;
     rig.equal("odd").await;
     assert_eq!(engine.status().sink.rejected, 0);
+    stop(engine).await;
+}
+
+/// Elasticsearch takes no empty id: such a row has another one, which is no other row's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_key() {
+    let rig = Rig::new().await;
+    rig.sql("CREATE TABLE odd (id text PRIMARY KEY, n int); CREATE TABLE two (a text, b text, PRIMARY KEY (a, b))")
+        .await;
+    rig.sql("INSERT INTO odd VALUES ('', 1), ('\\', 2), ('0', 3); INSERT INTO two VALUES ('', ''), ('', 'b')").await;
+    let mut config = rig.config(&["odd", "two"]);
+    let engine = rig.run(config.clone()).await;
+    let ids = |table: &str| rig.documents(table).into_keys().collect::<Vec<_>>();
+    assert_eq!(ids("odd"), ["\0", "0", "\\"]);
+    assert_eq!(ids("two"), [":", ":b"]);
+    rig.sql("UPDATE odd SET n = n + 10; UPDATE odd SET id = 'moved' WHERE id = ''").await;
+    rig.equal("odd").await;
+    rig.sql("UPDATE odd SET id = '' WHERE id = '0'").await;
+    rig.delivered().await;
+    assert_eq!(json!(rig.documents("odd")["\0"]), json!({"id": "", "n": 13}));
+    assert_eq!(ids("odd"), ["\0", "\\", "moved"]);
+    rig.sql("DELETE FROM odd WHERE id = ''").await;
+    rig.equal("odd").await;
+    rig.sql("INSERT INTO odd VALUES ('', 5)").await;
+    rig.delivered().await;
+    assert_eq!(engine.status().sink.rejected, 0);
+    stop(engine).await;
+    // What a sweep reads of the index is the same id.
+    rig.sql("DELETE FROM odd WHERE id = ''").await;
+    config.cdc.snapshot.resnapshot = true;
+    let engine = rig.run(config).await;
+    rig.equal("odd").await;
+    let swept = "public.odd: 1 documents removed";
+    assert!(
+        engine.status().notices.iter().any(|notice| notice.text.starts_with(swept)),
+        "{:?}",
+        engine.status().notices
+    );
     stop(engine).await;
 }
 

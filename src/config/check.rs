@@ -199,14 +199,10 @@ fn publication(config: &Config, context: &Context<'_>) {
     if publication.create_if_not_exists && publication.tables.is_empty() {
         context.refuse("cdc.publication.tables", "missing: createIfNotExists needs the tables to publish");
     }
-    for (operation, message) in [
-        (Operation::Insert, "INSERT is left out: new rows never become documents"),
-        (Operation::Update, "UPDATE is left out: documents keep the values of their row's first version"),
-        (Operation::Delete, "DELETE is left out: documents of deleted rows stay"),
-        (Operation::Truncate, "TRUNCATE is left out: documents of emptied tables stay"),
-    ] {
+    for operation in Operation::ALL {
         if context.given("cdc.publication.operations") && !publication.operations.contains(&operation) {
-            context.warn("cdc.publication.operations", message);
+            let message = format!("{} is left out: {}", operation.word(), operation.left_out());
+            context.warn("cdc.publication.operations", &message);
         }
     }
     if let Some(heartbeat) = &config.cdc.heartbeat

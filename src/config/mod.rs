@@ -111,7 +111,7 @@ pub struct Publication {
     pub name: String,
     /// `createIfNotExists`.
     pub create_if_not_exists: bool,
-    /// `operations`; all four when absent.
+    /// `operations`; all four when empty.
     pub operations: Vec<Operation>,
     /// `tables`.
     pub tables: Vec<Table>,
@@ -128,6 +128,33 @@ pub enum Operation {
     Delete,
     /// `TRUNCATE`
     Truncate,
+}
+
+impl Operation {
+    /// All four.
+    pub const ALL: [Operation; 4] = [Operation::Insert, Operation::Update, Operation::Delete, Operation::Truncate];
+
+    /// Its word in SQL.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Operation::Insert => "INSERT",
+            Operation::Update => "UPDATE",
+            Operation::Delete => "DELETE",
+            Operation::Truncate => "TRUNCATE",
+        }
+    }
+
+    /// What comes of documents where it is not published.
+    #[must_use]
+    pub fn left_out(self) -> &'static str {
+        match self {
+            Operation::Insert => "new rows never become documents",
+            Operation::Update => "documents keep the values of their row's first version",
+            Operation::Delete => "documents of deleted rows stay",
+            Operation::Truncate => "documents of emptied tables stay",
+        }
+    }
 }
 
 /// An entry of `publication.tables` or `snapshot.tables`.

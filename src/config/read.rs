@@ -153,7 +153,6 @@ fn log_level(logger: &Section<'_>) -> Option<LogLevel> {
 fn publication(section: &Section<'_>, publication: &mut super::Publication) {
     set(&mut publication.name, section.get("name").and_then(|field| field.identifier()));
     set(&mut publication.create_if_not_exists, section.get("createIfNotExists").and_then(|field| field.switch()));
-    publication.operations = OPERATIONS.map(|(_, operation)| operation).to_vec();
     if let Some(field) = section.get("operations") {
         let items = field.list().unwrap_or_default();
         if items.is_empty() {
@@ -161,7 +160,6 @@ fn publication(section: &Section<'_>, publication: &mut super::Publication) {
                 "names no operation: remove the key for all four, or list some of INSERT, UPDATE, DELETE, TRUNCATE",
             );
         }
-        publication.operations.clear();
         for item in items {
             match item.choice(&OPERATIONS) {
                 Some(operation) if publication.operations.contains(&operation) => item.refuse("named twice"),

@@ -231,6 +231,9 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
     preflight::tables(&client, config, &server, &names, shared.options.handler.is_none()).await?;
     let context = shared.snapshot_context(stop);
     shared.set_ready(true);
+    for warning in preflight::warnings(&client, config, &server, &names).await? {
+        shared.counters.notice(Level::Warn, warning);
+    }
     let monitors = CancellationToken::new();
     let _end_monitors = monitors.clone().drop_guard();
     tokio::spawn(monitor::watch_slot(Arc::clone(shared), server.clone(), monitors.clone()));

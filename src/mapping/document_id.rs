@@ -2,6 +2,10 @@
 
 use crate::change::Field;
 
+/// The id of a key of one column whose text is empty: Elasticsearch takes no empty id. No text of PostgreSQL holds this
+/// character, so no other key has this id.
+pub(super) const EMPTY: &[u8] = b"\0";
+
 /// Appends the id of a key of several columns: their texts joined by `:`, with `\` before each `:` and `\` that is
 /// part of a text, so that different keys never share an id. False when a field is missing or NULL.
 pub fn write_id<'a>(id: &mut Vec<u8>, fields: impl Iterator<Item = Option<Field<'a>>>) -> bool {

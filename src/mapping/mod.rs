@@ -42,6 +42,13 @@ impl Shape {
     #[must_use]
     pub fn new(columns: Vec<Column>) -> Self {
         let key = columns.iter().enumerate().filter(|(_, column)| column.key).map(|(at, _)| at).collect();
+        Self::with_key(columns, key)
+    }
+
+    /// The same with the positions of the key's columns in the order of the id: a partition may have its columns in
+    /// another order than its table.
+    #[must_use]
+    pub fn with_key(columns: Vec<Column>, key: Vec<usize>) -> Self {
         let encoder = Encoder::new(&columns);
         Self { columns, key, encoder }
     }
@@ -52,7 +59,7 @@ impl Shape {
         &self.columns
     }
 
-    /// Positions of the columns that name the document.
+    /// Positions of the columns that name the document, in the order of the id.
     #[must_use]
     pub fn key(&self) -> &[usize] {
         &self.key
@@ -71,7 +78,7 @@ impl Shape {
         id.clear();
         if let &[at] = self.key.as_slice() {
             let Some(Field::Text(text)) = fields.clone().nth(at) else { return false };
-            id.extend_from_slice(text);
+            id.extend_from_slice(if text.is_empty() { document_id::EMPTY } else { text });
             return true;
         }
         !self.key.is_empty() && write_id(id, self.key.iter().map(|&at| fields.clone().nth(at)))

@@ -108,33 +108,62 @@ pub async fn table(client: &Client, wanted: &Wanted) -> Result<Option<TableInfo>
     }))
 }
 
-/// The columns of a table, their types resolved, those of its document key marked.
+/// A column by its number, which stays when it is renamed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyColumn {
+    /// `pg_attribute.attnum`.
+    pub number: i16,
+    /// Its name.
+    pub name: String,
+}
+
+/// The columns that name a document, in their order in the table.
 ///
-/// The key must be what PostgreSQL sends with an UPDATE or DELETE: the columns of the replica identity's index, else
+/// They must be what PostgreSQL sends with an UPDATE or DELETE: the columns of the replica identity's index, else
 /// those of the primary key (with FULL the whole row comes, the primary key in it).
 ///
 /// # Errors
 /// The query fails.
-pub async fn columns(client: &Client, oid: u32, replica_identity: char) -> Result<Vec<Column>, Problem> {
+pub async fn key(client: &Client, oid: u32, replica_identity: char) -> Result<Vec<KeyColumn>, Problem> {
     let rows = client
         .query(
-            "SELECT a.attname::text, a.atttypid,
-                    a.attnum = ANY (SELECT unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) FROM pg_catalog.pg_index i
-                                    WHERE i.indrelid = a.attrelid AND i.indisvalid
-                                      AND CASE WHEN $2 THEN i.indisreplident ELSE i.indisprimary END)
-             FROM pg_catalog.pg_attribute a
-             WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+            "SELECT a.attnum, a.attname::text FROM pg_catalog.pg_attribute a
+             WHERE a.attrelid = $1 AND NOT a.attisdropped
+               AND a.attnum IN (SELECT unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) FROM pg_catalog.pg_index i
+                                WHERE i.indrelid = $1 AND i.indisvalid
+                                  AND CASE WHEN $2 THEN i.indisreplident ELSE i.indisprimary END)
              ORDER BY a.attnum",
             &[&oid, &(replica_identity == 'i')],
         )
         .await?;
+    Ok(rows.iter().map(|row| KeyColumn { number: row.get(0), name: row.get(1) }).collect())
+}
+
+/// The columns of a table, their types resolved, those of its [`key`] marked.
+///
+/// # Errors
+/// The queries fail.
+pub async fn columns(client: &Client, oid: u32, replica_identity: char) -> Result<Vec<Column>, Problem> {
+    let rows = client
+        .query(
+            "SELECT a.attname::text, a.atttypid, a.attnum FROM pg_catalog.pg_attribute a
+             WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+             ORDER BY a.attnum",
+            &[&oid],
+        )
+        .await?;
+    let key = key(client, oid, replica_identity).await?;
     let types: HashSet<u32> = rows.iter().map(|row| row.get(1)).collect();
     let types = resolve_types(client, types).await?;
     Ok(rows
         .iter()
         .map(|row| {
-            let type_oid: u32 = row.get(1);
-            Column { name: row.get(0), type_oid: types.get(&type_oid).copied().unwrap_or(type_oid), key: row.get(2) }
+            let (type_oid, number): (u32, i16) = (row.get(1), row.get(2));
+            Column {
+                name: row.get(0),
+                type_oid: types.get(&type_oid).copied().unwrap_or(type_oid),
+                key: key.iter().any(|column| column.number == number),
+            }
         })
         .collect())
 }
@@ -233,23 +262,102 @@ pub async fn resolve_types(
     Ok(types.into_iter().map(|oid| (oid, scalar(&known, oid))).collect())
 }
 
-/// The root of each partition among the published tables, by the name of the leaf: without
-/// `publish_via_partition_root` the stream names the leaf.
+/// The name that a relation has now, and those of the tables that it is a partition of, the nearest first; empty when it
+/// is gone. By oid: the name under which the stream announces it may be an old one.
 ///
 /// # Errors
 /// The query fails.
-pub async fn partition_roots(client: &Client, leaf: &TableId) -> Result<Vec<TableId>, Problem> {
+pub async fn names(client: &Client, oid: u32) -> Result<Vec<TableId>, Problem> {
     let rows = client
         .query(
             "SELECT n.nspname::text, c.relname::text
-             FROM pg_catalog.pg_class l JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace,
-                  pg_catalog.pg_partition_ancestors(l.oid) a
-             JOIN pg_catalog.pg_class c ON c.oid = a.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-             WHERE ln.nspname = $1 AND l.relname = $2",
-            &[&leaf.schema, &leaf.name],
+             FROM (SELECT $1::oid, 0 UNION ALL
+                   SELECT relid::oid, place FROM pg_catalog.pg_partition_ancestors($1) WITH ORDINALITY AS a (relid, place)
+                  ) AS l (relid, place)
+             JOIN pg_catalog.pg_class c ON c.oid = l.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             ORDER BY l.place",
+            &[&oid],
         )
         .await?;
     Ok(rows.iter().map(|row| TableId::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
+}
+
+/// The oid that a table has now and the numbers of its key's columns, as [`columns`] marks them; `None` when it is gone.
+///
+/// # Errors
+/// The queries fail.
+pub async fn identity(client: &Client, table: &TableId) -> Result<Option<(u32, Vec<KeyColumn>)>, Problem> {
+    let class = client
+        .query_opt(
+            "SELECT c.oid, c.relreplident::text FROM pg_catalog.pg_class c
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2",
+            &[&table.schema, &table.name],
+        )
+        .await?;
+    let Some(class) = class else { return Ok(None) };
+    let (oid, identity): (u32, String) = (class.get(0), class.get(1));
+    Ok(Some((oid, key(client, oid, identity.chars().next().unwrap_or('d')).await?)))
+}
+
+/// A relation that the stream announced, as it is now.
+#[derive(Clone, Debug)]
+pub struct Today {
+    /// The name.
+    pub table: TableId,
+    /// Its rows are in partitions.
+    pub partitioned: bool,
+    /// Each announced column; none: it was dropped since.
+    pub columns: Vec<Option<KeyColumn>>,
+}
+
+/// What has become of a relation whose columns had the names of `announced` when transaction `xid` changed it; `None`
+/// when it is gone.
+///
+/// # Errors
+/// The queries fail.
+pub async fn today(client: &Client, oid: u32, xid: u32, announced: &[&str]) -> Result<Option<Today>, Problem> {
+    let class = client
+        .query_opt(
+            "SELECT n.nspname::text, c.relname::text, c.relkind = 'p',
+                    EXISTS (SELECT FROM pg_catalog.pg_publication_rel r WHERE pg_catalog.to_jsonb(r) ->> 'prattrs' IS NOT NULL)
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+            &[&oid],
+        )
+        .await?;
+    let Some(class) = class else { return Ok(None) };
+    // Columns that were there when it was announced, and those that were added since. What was dropped before is not
+    // among them: its row in the catalog is older than the transaction.
+    let rows = client
+        .query(
+            "SELECT a.attnum, a.attname::text, a.attisdropped FROM pg_catalog.pg_attribute a
+             WHERE a.attrelid = $1 AND a.attnum > 0 AND a.attgenerated = ''
+               AND (NOT a.attisdropped OR pg_catalog.age(a.xmin) <= pg_catalog.age($2::text::pg_catalog.xid))
+             ORDER BY a.attnum",
+            &[&oid, &xid.to_string()],
+        )
+        .await?;
+    let present: Vec<Option<KeyColumn>> = rows
+        .iter()
+        .map(|row| (!row.get::<_, bool>(2)).then(|| KeyColumn { number: row.get(0), name: row.get(1) }))
+        .collect();
+    Ok(Some(Today {
+        table: TableId::new(class.get::<_, String>(0), class.get::<_, String>(1)),
+        partitioned: class.get(2),
+        columns: pair(announced, &present, class.get(3)),
+    }))
+}
+
+/// Pairs columns with those of the same name, and renamed ones by their place: PostgreSQL announces columns in the
+/// order of their numbers, and new ones get higher numbers. A list of columns that is published makes gaps that are not
+/// known here (`lists`); then only names count.
+fn pair(announced: &[&str], present: &[Option<KeyColumn>], lists: bool) -> Vec<Option<KeyColumn>> {
+    let by_name =
+        |name: &str| present.iter().position(|column| column.as_ref().is_some_and(|column| column.name == name));
+    let in_order = !lists
+        && announced.len() <= present.len()
+        && announced.iter().enumerate().all(|(at, name)| by_name(name).is_none_or(|found| found == at));
+    let place = |(at, name): (usize, &&str)| if in_order { Some(at) } else { by_name(name) };
+    announced.iter().enumerate().map(|column| place(column).and_then(|at| present[at].clone())).collect()
 }
 
 #[cfg(test)]
@@ -261,5 +369,18 @@ mod tests {
         assert_eq!(estimate(0, 0, -1.0), Some(0));
         assert_eq!(estimate(10, 0, -1.0), None);
         assert_eq!(estimate(20, 10, 500.0), Some(1_000));
+    }
+
+    #[test]
+    fn renamed_columns_are_found_by_their_place_and_dropped_ones_are_not() {
+        let column = |number: i16, name: &str| Some(KeyColumn { number, name: name.to_owned() });
+        let (id, text, more) = (column(1, "id"), column(3, "text"), column(4, "more"));
+        let now = [id.clone(), column(2, "new"), None, more.clone()];
+        let found = pair(&["id", "old", "gone"], &now, false);
+        assert_eq!(found, [id.clone(), column(2, "new"), None]);
+        // Lists of columns: nothing that is not published may be taken for something that is.
+        assert_eq!(pair(&["id", "old"], &now, true), [id.clone(), None]);
+        // Another order than that of the numbers, so that places mean nothing.
+        assert_eq!(pair(&["id", "more", "text"], &[id.clone(), text.clone(), more.clone()], false), [id, more, text]);
     }
 }

@@ -31,13 +31,14 @@ pub(super) const KEEPALIVE_RETRIES: u32 = 3;
 /// How long sent bytes may go unacknowledged.
 pub(super) const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
-/// The settings that decide how values are printed, and those that could end a session or a query of ours. The
+/// The settings that decide how values are printed, those that could end a session or a query of ours, and that a
+/// policy which hides rows is an error (`row_security`): a copy without them would pass for whole. The
 /// encoder in [`text`](crate::text) relies on the former; every session has the same, whatever the server, the
 /// database or the role prefers.
 pub(super) const OPTIONS: &str = "-c datestyle=ISO,YMD -c intervalstyle=iso_8601 -c timezone=UTC -c extra_float_digits=3 \
                                   -c bytea_output=hex -c client_encoding=UTF8 -c standard_conforming_strings=on \
                                   -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 \
-                                  -c idle_session_timeout=0";
+                                  -c idle_session_timeout=0 -c row_security=off";
 
 /// Connects for SQL. `purpose` is a word for `pg_stat_activity`: the application's name is `pgtide <purpose>`.
 ///

@@ -245,6 +245,8 @@ fn grant(error: &ServerError) -> &'static str {
     let mentions = |text: &str| message.contains(text);
     if mentions("walsender") || mentions("wal sender") || mentions("replication") {
         "Grant it as a superuser: ALTER ROLE ... REPLICATION (on Amazon RDS: GRANT rds_replication TO ...), for the role cdc.username."
+    } else if mentions("row-level security") {
+        "A policy of row security hides rows from the role cdc.username: as a superuser, ALTER ROLE ... BYPASSRLS."
     } else if mentions("cdc_snapshot_") {
         "Grant it: GRANT SELECT, INSERT, UPDATE, DELETE ON public.cdc_snapshot_job, public.cdc_snapshot_chunks and GRANT USAGE ON \
          SEQUENCE public.cdc_snapshot_chunks_id_seq TO the role cdc.username."
@@ -281,6 +283,7 @@ mod tests {
             ("42501", "must be superuser or replication role to start walsender", Setup, false, "REPLICATION"),
             ("42501", "permission denied for table users", Setup, false, "GRANT SELECT"),
             ("42501", "permission denied for schema app", Setup, false, "GRANT USAGE"),
+            ("42501", "query would be affected by row-level security policy for table", Setup, false, "BYPASSRLS"),
             ("42501", "must be owner of table users", Setup, false, "owner"),
             ("55006", "replication slot \"s\" is active for PID 7", Setup, true, "cdc.slot.name"),
             ("42704", "replication slot \"s\" does not exist", Setup, false, "cdc.slot.name"),

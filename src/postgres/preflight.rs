@@ -171,10 +171,13 @@ pub async fn tables(
                 info = changed;
             }
         }
-        readable(client, id).await?;
+        readable(client, &info).await?;
         // Before the publication: once published, a table without a key refuses its application's UPDATE and DELETE.
         if need_key && info.key().is_empty() {
             return Err(crate::stream::no_key(id));
+        }
+        if need_key && streams && info.kind == 'p' {
+            same_key(client, &info).await?;
         }
         let condition = configured
             .and_then(|table| table.query_condition.clone())
@@ -238,18 +241,96 @@ async fn database(client: &Client) -> Result<String, Problem> {
     Ok(client.query_one("SELECT pg_catalog.current_database()::text", &[]).await?.get(0))
 }
 
-async fn readable(client: &Client, id: &TableId) -> Result<(), Problem> {
+async fn readable(client: &Client, info: &TableInfo) -> Result<(), Problem> {
+    let id = &info.id;
+    let oids: Vec<u32> = info.leaves.iter().map(|leaf| leaf.oid).chain([info.oid]).collect();
     let row = client
-        .query_one("SELECT pg_catalog.has_table_privilege($1, 'SELECT'), current_user::text", &[&id.quoted()])
+        .query_one(
+            "SELECT pg_catalog.has_table_privilege($1::oid, 'SELECT'), current_user::text,
+                    (SELECT min(oid::pg_catalog.regclass::text) FROM unnest($2::oid[]) AS o (oid)
+                     WHERE pg_catalog.row_security_active(oid))",
+            &[&info.oid, &oids],
+        )
         .await?;
-    if row.get(0) {
-        return Ok(());
-    }
     let user: String = row.get(1);
+    let role = crate::table::quote_identifier(&user);
+    if !row.get::<_, bool>(0) {
+        return Err(setup(
+            format!("user {user} may not read table {id}"),
+            format!("GRANT SELECT ON {} TO {role};", id.quoted()),
+        ));
+    }
+    if let Some(hidden) = row.get::<_, Option<String>>(2) {
+        return Err(setup(
+            format!("user {user} may not see all rows of table {id}: {hidden} is under row security"),
+            format!(
+                "As a superuser: ALTER ROLE {role} BYPASSRLS; (policies would hide rows from the copy, and not from the stream)"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Each partition has to send the key of its table, by which documents are named, whatever its own one is.
+async fn same_key(client: &Client, info: &TableInfo) -> Result<(), Problem> {
+    let leaves: Vec<u32> = info.leaves.iter().map(|leaf| leaf.oid).collect();
+    let other = client
+        .query_opt(
+            "SELECT c.oid::pg_catalog.regclass::text FROM pg_catalog.pg_class c
+             WHERE c.oid = ANY ($1) AND c.relreplident IN ('d', 'i') AND NOT $2::text[] <@ ARRAY(
+                 SELECT a.attname::text FROM pg_catalog.pg_index i
+                 JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+                 WHERE i.indrelid = c.oid AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END)
+             ORDER BY 1 LIMIT 1",
+            &[&leaves, &info.key()],
+        )
+        .await?;
+    let Some(other) = other else { return Ok(()) };
+    let leaf: String = other.get(0);
     Err(setup(
-        format!("user {user} may not read table {id}"),
-        format!("GRANT SELECT ON {} TO {};", id.quoted(), crate::table::quote_identifier(&user)),
+        format!(
+            "partition {leaf} of {} does not send the key of its table ({}) with UPDATE and DELETE",
+            info.id,
+            info.key().join(", ")
+        ),
+        format!("ALTER TABLE {leaf} REPLICA IDENTITY FULL; or give it the replica identity of its table."),
     ))
+}
+
+/// What makes documents differ from rows and may be meant so: for a person, a sentence each.
+///
+/// # Errors
+/// The queries fail.
+pub async fn warnings(
+    client: &Client,
+    config: &Config,
+    server: &Server,
+    tables: &[TableId],
+) -> Result<Vec<String>, Problem> {
+    let mut warnings = Vec::new();
+    if config.mode() != Mode::SnapshotOnly {
+        let publication = publication::find(client, &config.cdc.publication.name, server.version).await?;
+        let lacks = publication.and_then(|publication| publication::lacks(&config.cdc, &publication));
+        warnings.extend(lacks.map(|problem| format!("{}. {}", problem.message, problem.hint)));
+    }
+    for id in tables {
+        let row = client
+            .query_one(
+                "SELECT string_agg(h.inhrelid::pg_catalog.regclass::text, ', ' ORDER BY h.inhrelid)
+                 FROM pg_catalog.pg_inherits h JOIN pg_catalog.pg_class c ON c.oid = h.inhparent
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                 WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind = 'r'",
+                &[&id.schema, &id.name],
+            )
+            .await?;
+        if let Some(children) = row.get::<_, Option<String>>(0) {
+            warnings.push(format!(
+                "{id}: rows of tables that inherit from it ({children}) are neither copied nor streamed, only its own. Give \
+                 them an index by `tables` and `tableIndexMapping` as well"
+            ));
+        }
+    }
+    Ok(warnings)
 }
 
 /// Checks the tables against the publication, creating it where the configuration says so, and takes over its lists
@@ -275,6 +356,11 @@ async fn published(client: &Client, config: &Config, server: &Server, found: &mu
     let Some(publication) = publication else {
         return Err(setup(format!("publication {name} is gone again"), "Start again."));
     };
+    if !cdc.publication.operations.is_empty()
+        && let Some(problem) = publication::lacks(cdc, &publication)
+    {
+        return Err(problem);
+    }
     for ready in found {
         let id = &ready.info.id;
         let leaf = |published: &&publication::Published| {

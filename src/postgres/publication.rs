@@ -71,7 +71,8 @@ pub async fn create(client: &Client, cdc: &Cdc, server: u32) -> Result<(), Probl
     let publication = &cdc.publication;
     let mut tables = Vec::with_capacity(publication.tables.len());
     for table in &publication.tables {
-        let mut text = table.id.quoted();
+        // Tables that inherit from it are not copied, and without a key of their own their UPDATEs would be refused.
+        let mut text = format!("ONLY {}", table.id.quoted());
         if !table.columns.is_empty() {
             if server < 150_000 {
                 return Err(Problem::new(
@@ -85,18 +86,7 @@ pub async fn create(client: &Client, cdc: &Cdc, server: u32) -> Result<(), Probl
         }
         tables.push(text);
     }
-    let operations: Vec<_> = publication
-        .operations
-        .iter()
-        .map(|operation| match operation {
-            Operation::Insert => "insert",
-            Operation::Update => "update",
-            Operation::Delete => "delete",
-            Operation::Truncate => "truncate",
-        })
-        .collect();
-    let operations =
-        if operations.is_empty() { "insert, update, delete, truncate".to_owned() } else { operations.join(", ") };
+    let operations = list(Operation::ALL.into_iter().filter(|operation| asked_for(cdc, *operation)));
     let via_root = publication.tables.iter().any(|table| table.partitioned);
     let sql = format!(
         "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = '{operations}', publish_via_partition_root = {via_root})",
@@ -118,6 +108,41 @@ pub async fn create(client: &Client, cdc: &Cdc, server: u32) -> Result<(), Probl
         )),
         outcome => Ok(outcome?),
     }
+}
+
+/// The configuration wants this operation; an empty list wants all.
+fn asked_for(cdc: &Cdc, operation: Operation) -> bool {
+    cdc.publication.operations.is_empty() || cdc.publication.operations.contains(&operation)
+}
+
+/// Operations as `publish` takes them.
+fn list(operations: impl Iterator<Item = Operation>) -> String {
+    operations.map(|operation| operation.word().to_lowercase()).collect::<Vec<_>>().join(", ")
+}
+
+/// The operations that the configuration does not leave out and the publication does, as a problem that says what comes
+/// of it; `None` when there is none.
+#[must_use]
+pub fn lacks(cdc: &Cdc, published: &Publication) -> Option<Problem> {
+    let all = || Operation::ALL.into_iter().zip(published.operations);
+    let missing: Vec<Operation> =
+        all().filter(|(operation, is)| !is && asked_for(cdc, *operation)).map(|(operation, _)| operation).collect();
+    if missing.is_empty() {
+        return None;
+    }
+    let words: Vec<_> = missing.iter().map(|operation| operation.word()).collect();
+    let effects: Vec<_> = missing.iter().map(|operation| operation.left_out()).collect();
+    let mended =
+        list(all().filter(|(operation, is)| *is || missing.contains(operation)).map(|(operation, _)| operation));
+    Some(Problem::new(
+        ProblemKind::Setup,
+        format!("publication {} does not publish {}: {}", cdc.publication.name, words.join(", "), effects.join(", ")),
+        format!(
+            "ALTER PUBLICATION {} SET (publish = '{mended}'); what was changed before then comes by copying the tables again. \
+             If it is meant to be so, name in `cdc.publication.operations` only what is published.",
+            quote_identifier(&cdc.publication.name),
+        ),
+    ))
 }
 
 /// Sets the replica identity of a table where the configuration asks for another than it has.

@@ -170,7 +170,11 @@ impl Applier {
                 self.counters.received_lsn.fetch_max(end_lsn.0, Relaxed);
                 self.counters.cdc_latency.store((received - commit_time).max(0), Relaxed);
             }
-            Message::Relation(relation) => self.relations.announce(&self.client, &relation).await?,
+            Message::Relation(relation) => {
+                if self.relations.announce(&self.client, &relation, self.transaction.xid).await? {
+                    self.renamed_documents(relation.oid).await?;
+                }
+            }
             Message::Truncate { oids, .. } => self.truncate(oids).await?,
             // Not asked for, or of no consequence: origins, types, logical messages (a heartbeat's among them).
             Message::Type { .. } | Message::Origin { .. } | Message::Logical { .. } => {}
@@ -282,7 +286,8 @@ impl Applier {
             seen(&self.client, self.transaction.xid).await?;
             self.transaction.seen = true;
         }
-        match current_row(&self.client, &relation.table, &relation.shape, new).await? {
+        let old_row = old.map(|(_, old)| old);
+        match current_row(&self.client, relation, self.transaction.xid, old_row, new).await? {
             Some(line) => {
                 let mut splitter = Splitter::default();
                 let fields: Vec<Field<'_>> = splitter.split(&line).iter().collect();
@@ -348,7 +353,7 @@ impl Applier {
         let commit = self.transaction.commit;
         for oid in oids.iter() {
             let Some((relation, mapping)) = mapped(&self.relations, oid)? else { continue };
-            let (mapping, whole) = (Arc::clone(mapping), relation.table == mapping.table);
+            let (mapping, whole) = (Arc::clone(mapping), relation.whole);
             self.counters.tables[mapping.number].truncates.fetch_add(1, Relaxed);
             if let Some(handler) = self.handler.clone() {
                 let actions = handled(&handler, &mapping, self.transaction).actions(Operation::Truncate, None, None);
@@ -374,6 +379,24 @@ impl Applier {
             self.counters.notice(Level::Info, format!("{}: truncated, {removed} documents removed", mapping.table));
             self.show(EventKind::Truncate, mapping.number);
         }
+        Ok(())
+    }
+
+    /// The key of a table has changed, or another table has its name now: documents stand under ids that no change will
+    /// name any more.
+    async fn renamed_documents(&mut self, oid: u32) -> Result<(), Problem> {
+        let Some((_, mapping)) = mapped(&self.relations, oid)? else { return Ok(()) };
+        // None of them may arrive behind the sweep.
+        self.writer.lanes.drain().await?;
+        self.counters.notice(
+            Level::Warn,
+            format!(
+                "{}: its key has changed, or it was dropped and made anew; it is copied again to name its documents by \
+                 the rows of today",
+                mapping.table
+            ),
+        );
+        self.writer.resnapshots.want_surely(mapping).await?;
         Ok(())
     }
 

@@ -4,13 +4,15 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
+use super::relations::Relation;
 use crate::change::Field;
-use crate::mapping::Shape;
+use crate::postgres::catalog;
 use crate::postgres::pgoutput::Tuple;
 use crate::problem::Problem;
-use crate::table::{TableId, quote_identifier, quote_literal};
+use crate::table::{quote_identifier, quote_literal};
 
 /// The longest pause between two looks at a transaction.
 const LOOK: Duration = Duration::from_millis(100);
@@ -38,39 +40,60 @@ pub(super) async fn seen(client: &Client, xid: u32) -> Result<(), Problem> {
     }
 }
 
-/// The row of `table` that has the key of `tuple`, as a line of COPY, its columns those of `shape`; `None` when there is
-/// none now.
+/// The row of `relation` that has the key of `new`, as a line of COPY with the announced columns; `None` when there is
+/// none now. `xid`: the transaction of the change.
 ///
 /// By COPY, so that its text is the same as the copy's and the stream's.
 ///
+/// The table may have changed since the announcement. It is read by today's names; of a column that has been dropped
+/// the value is the one that the change brought, or NULL.
+///
 /// # Errors
-/// The query fails.
+/// The queries fail.
 pub(super) async fn current_row(
     client: &Client,
-    table: &TableId,
-    shape: &Shape,
-    tuple: Tuple<'_>,
+    relation: &Relation,
+    xid: u32,
+    old: Option<Tuple<'_>>,
+    new: Tuple<'_>,
 ) -> Result<Option<Vec<u8>>, Problem> {
-    let fields: Vec<Field<'_>> = tuple.iter().collect();
+    let shape = &relation.shape;
+    let announced: Vec<&str> = shape.columns().iter().map(|column| column.name.as_str()).collect();
+    let Some(today) = catalog::today(client, relation.oid, xid, &announced).await? else { return Ok(None) };
+    let name = |at: usize| Some(quote_identifier(&today.columns.get(at)?.as_ref()?.name));
+    let fields: Vec<Field<'_>> = new.iter().collect();
+    let literal = |field: Option<&Field<'_>>| match field {
+        Some(Field::Text(text)) => Some(quote_literal(&String::from_utf8_lossy(text))),
+        _ => None,
+    };
     let mut conditions = Vec::new();
     for &at in shape.key() {
-        let (Some(column), Some(Field::Text(text))) = (shape.columns().get(at), fields.get(at)) else {
-            return Ok(None);
-        };
-        let literal = quote_literal(&String::from_utf8_lossy(text));
-        conditions.push(format!("{} = {literal}", quote_identifier(&column.name)));
+        // A key that is large enough to be stored apart is not sent either, unless as the old one.
+        let before = old.and_then(|old| old.iter().nth(at));
+        let field = fields.get(at).filter(|field| **field != Field::Unchanged).or(before.as_ref());
+        let (Some(name), Some(literal)) = (name(at), literal(field)) else { return Ok(None) };
+        conditions.push(format!("{name} = {literal}"));
     }
     if conditions.is_empty() {
         return Ok(None);
     }
-    let columns: Vec<String> = shape.columns().iter().map(|column| quote_identifier(&column.name)).collect();
+    let gone = |at: usize| literal(fields.get(at)).unwrap_or_else(|| "NULL".to_owned());
+    let columns: Vec<String> = (0..announced.len()).map(|at| name(at).unwrap_or_else(|| gone(at))).collect();
     let sql = format!(
-        "COPY (SELECT {} FROM {} WHERE {}) TO STDOUT",
+        "COPY (SELECT {} FROM {} {} WHERE {}) TO STDOUT",
         columns.join(", "),
-        table.quoted(),
+        // Rows of tables that inherit from it are not its own.
+        if today.partitioned { "" } else { "ONLY" },
+        today.table.quoted(),
         conditions.join(" AND ")
     );
-    let mut lines = pin!(client.copy_out(&sql).await?);
+    let lines = client.copy_out(&sql).await.map_err(|error| {
+        // Somebody was faster: the next attempt looks again.
+        let changed = matches!(error.code(), Some(&SqlState::UNDEFINED_COLUMN | &SqlState::UNDEFINED_TABLE));
+        let problem = Problem::from(error);
+        if changed { problem.transient() } else { problem }
+    })?;
+    let mut lines = pin!(lines);
     let mut found = None;
     while let Some(line) = lines.next().await {
         found = Some(line?.to_vec());

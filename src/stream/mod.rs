@@ -65,7 +65,7 @@ pub async fn run(options: Options) -> Result<(), Problem> {
     // may be confirmed.
     let give_up = CancellationToken::new();
     let lanes = Lanes::new(sink.clone(), config.elasticsearch.concurrent_request, limits, give_up.clone());
-    let relations = Relations::new(tables, handler.is_none());
+    let relations = Relations::of(&client, tables, handler.is_none()).await?;
     let mut applier = Applier::new(lanes, relations, client, sink, counters, handler, resnapshots, give_up.clone());
     let mut pass = gate.enter();
     loop {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 
 use crate::mapping::{Shape, TableMapping};
-use crate::postgres::catalog;
+use crate::postgres::catalog::{self, KeyColumn};
 use crate::postgres::pgoutput;
 use crate::problem::{Problem, ProblemKind};
 use crate::table::{Column, TableId};
@@ -14,26 +14,51 @@ use crate::table::{Column, TableId};
 /// A relation as the stream announced it last.
 #[derive(Debug)]
 pub(super) struct Relation {
-    /// Its own name: the table's, or that of a partition.
+    /// `pg_class.oid`.
+    pub(super) oid: u32,
+    /// Its own name at that time: the table's, or that of a partition.
     pub(super) table: TableId,
+    /// It is the mapped table itself, not a partition of it.
+    pub(super) whole: bool,
     /// Where its rows go; none: it is published but not mapped, and left out by design.
     pub(super) mapping: Option<Arc<TableMapping>>,
     /// Its columns.
     pub(super) shape: Shape,
 }
 
+/// A mapped table.
+struct Mapped {
+    mapping: Arc<TableMapping>,
+    /// The relation that had its name last.
+    oid: u32,
+}
+
 /// The announced relations, and the tables that they may be.
 pub(super) struct Relations {
-    tables: HashMap<TableId, Arc<TableMapping>>,
+    tables: HashMap<TableId, Mapped>,
     known: HashMap<u32, Relation>,
+    /// The numbers of the columns that named the documents of a relation last; none: one that was dropped since.
+    keys: HashMap<u32, Vec<Option<i16>>>,
     need_key: bool,
 }
 
 impl Relations {
-    /// `need_key`: the key names the documents; else a handler does.
-    pub(super) fn new(tables: impl IntoIterator<Item = Arc<TableMapping>>, need_key: bool) -> Self {
-        let tables = tables.into_iter().map(|mapping| (mapping.table.clone(), mapping)).collect();
-        Self { tables, known: HashMap::new(), need_key }
+    /// Looks the tables up. `need_key`: the key names the documents; else a handler does.
+    ///
+    /// # Errors
+    /// The catalog cannot be read.
+    pub(super) async fn of(
+        client: &Client,
+        mappings: impl IntoIterator<Item = Arc<TableMapping>>,
+        need_key: bool,
+    ) -> Result<Self, Problem> {
+        let (mut tables, mut keys) = (HashMap::new(), HashMap::new());
+        for mapping in mappings {
+            let (oid, key) = catalog::identity(client, &mapping.table).await?.unwrap_or_default();
+            keys.insert(oid, key.iter().map(|column| Some(column.number)).collect());
+            tables.insert(mapping.table.clone(), Mapped { mapping, oid });
+        }
+        Ok(Self { tables, known: HashMap::new(), keys, need_key })
     }
 
     #[inline]
@@ -41,63 +66,104 @@ impl Relations {
         self.known.get(&oid)
     }
 
-    /// Takes an announcement in. Its columns hold from here on.
+    /// Takes an announcement of transaction `xid` in. Its columns hold from here on. True when documents may have other
+    /// ids than before, so that the table has to be copied again.
     ///
     /// # Errors
-    /// The catalog cannot be read, or a mapped table has no key that PostgreSQL sends.
+    /// The catalog cannot be read, a mapped table has no key that PostgreSQL sends, or has been renamed.
     pub(super) async fn announce(
         &mut self,
-        catalog_client: &Client,
+        client: &Client,
         relation: &pgoutput::Relation<'_>,
-    ) -> Result<(), Problem> {
-        let table = TableId::new(relation.schema, relation.name);
-        let mapping = match self.tables.get(&table) {
-            Some(mapping) => Some(Arc::clone(mapping)),
-            None => {
-                // Without publish_via_partition_root a partition speaks for its root.
-                let roots = catalog::partition_roots(catalog_client, &table).await?;
-                roots.iter().find_map(|root| self.tables.get(root)).cloned()
+        xid: u32,
+    ) -> Result<bool, Problem> {
+        let oid = relation.oid;
+        let announced = TableId::new(relation.schema, relation.name);
+        let names = catalog::names(client, oid).await?;
+        // Without publish_via_partition_root a partition speaks for its root. By today's names before the one of then,
+        // which another table may have by now.
+        let found = names.iter().chain([&announced]).find(|name| self.tables.contains_key(*name)).cloned();
+        let mut entry = Relation { oid, table: announced, whole: false, mapping: None, shape: Shape::new(Vec::new()) };
+        let Some(mapped) = found.and_then(|name| self.tables.get_mut(&name)) else {
+            if let Some(mapped) = self.tables.values().find(|mapped| mapped.oid == oid) {
+                return Err(renamed(&mapped.mapping.table, &entry.table));
             }
+            self.known.insert(oid, entry);
+            return Ok(false);
         };
-        let mut shape = Shape::new(Vec::new());
-        if let Some(mapping) = &mapping {
-            shape = shape_of(catalog_client, relation, mapping, self.need_key).await?;
+        let mapping = Arc::clone(&mapped.mapping);
+        entry.whole = entry.table == mapping.table || names.first() == Some(&mapping.table);
+        let another = entry.whole && std::mem::replace(&mut mapped.oid, oid) != oid;
+        let root = mapped.oid;
+        let (shape, key) = shape_of(client, relation, &mapping, (!entry.whole).then_some(root), xid).await?;
+        if self.need_key && key.is_empty() {
+            return Err(no_key(&mapping.table));
         }
-        self.known.insert(relation.oid, Relation { table, mapping, shape });
-        Ok(())
+        entry.shape = shape;
+        entry.mapping = Some(mapping);
+        self.known.insert(oid, entry);
+        let changed = self.keys.insert(oid, key.clone()).is_some_and(|before| before != key);
+        Ok(self.need_key && (another || changed))
     }
 }
 
+/// The columns of an announcement, and the numbers of those that name a document. `root`: the table that it is a
+/// partition of.
 async fn shape_of(
     client: &Client,
     relation: &pgoutput::Relation<'_>,
     mapping: &TableMapping,
-    need_key: bool,
-) -> Result<Shape, Problem> {
+    root: Option<u32>,
+    xid: u32,
+) -> Result<(Shape, Vec<Option<i16>>), Problem> {
     let types = catalog::resolve_types(client, relation.columns.iter().map(|column| column.type_oid)).await?;
+    let announced: Vec<&str> = relation.columns.iter().map(|column| column.name).collect();
+    let today = catalog::today(client, relation.oid, xid, &announced).await?.map(|today| today.columns);
+    let today = today.unwrap_or_else(|| vec![None; announced.len()]);
     // With DEFAULT and INDEX the announcement marks the key as it was at that time. FULL marks every column and
-    // NOTHING none: then it is the primary key, as the catalog has it now.
+    // NOTHING none: then it is the primary key, as the catalog has it now. Columns may have been renamed in between.
     let marked = matches!(relation.replica_identity, b'd' | b'i');
-    let keys: Vec<String> = if marked {
-        Vec::new()
+    let mut key: Vec<usize> = if marked {
+        relation.columns.iter().enumerate().filter(|(_, column)| column.key).map(|(at, _)| at).collect()
     } else {
-        let columns = catalog::columns(client, relation.oid, 'd').await?;
-        columns.into_iter().filter(|column| column.key).map(|column| column.name).collect()
+        let key = catalog::key(client, relation.oid, 'd').await?;
+        let place = |wanted: &KeyColumn| today.iter().position(|column| column.as_ref() == Some(wanted));
+        let places: Vec<usize> = key.iter().filter_map(place).collect();
+        if places.len() == key.len() { places } else { Vec::new() }
     };
-    let columns: Vec<Column> = relation
-        .columns
-        .iter()
-        .map(|column| Column {
+    let shape = |key: &[usize]| {
+        let columns = relation.columns.iter().enumerate().map(|(at, column)| Column {
             name: column.name.to_owned(),
             type_oid: types.get(&column.type_oid).copied().unwrap_or(column.type_oid),
-            key: if marked { column.key } else { keys.iter().any(|key| key == column.name) },
-        })
-        .collect();
-    let shape = Shape::new(columns);
-    if need_key && (shape.key().is_empty() || (!marked && shape.key().len() != keys.len())) {
-        return Err(no_key(&mapping.table));
+            key: key.contains(&at),
+        });
+        Shape::with_key(columns.collect(), key.to_vec())
+    };
+    if root.is_some()
+        && let Some((_, names)) = catalog::identity(client, &mapping.table).await?
+    {
+        // The copy names documents by the table's key, in the table's order of columns.
+        let place = |wanted: &KeyColumn| {
+            let is_it = |column: &Option<KeyColumn>| column.as_ref().is_some_and(|column| column.name == wanted.name);
+            today.iter().position(is_it).filter(|&at| !marked || relation.columns[at].key)
+        };
+        if let Some(places) = names.iter().map(place).collect() {
+            key = places;
+        }
     }
-    Ok(shape)
+    let numbers = key.iter().map(|&at| today[at].as_ref().map(|column| column.number)).collect();
+    Ok((shape(&key), numbers))
+}
+
+fn renamed(table: &TableId, now: &TableId) -> Problem {
+    Problem::new(
+        ProblemKind::Setup,
+        format!("table {table} has been renamed: its changes come as those of {now} now, which goes to no index"),
+        format!(
+            "Rename it back, or write {now} in the configuration. If another table has the name {table} now, start with \
+             `cdc.snapshot.resnapshot: true` to copy that one."
+        ),
+    )
 }
 
 /// A table whose rows name no document.

@@ -13,4 +13,5 @@ mod running;
 mod servers;
 mod sink;
 mod slots;
+mod unequal;
 mod waiting;

@@ -55,7 +55,7 @@ async fn a_role_gets_what_it_needs_and_no_more() {
     let grant = format!("GRANT SELECT ON \"public\".\"people\" TO \"{role}\"");
     case.refused(4, &["may not read", "public.people", &grant]).await;
     make(grant).await;
-    let create = "CREATE PUBLICATION \"tide\" FOR TABLE \"public\".\"people\"";
+    let create = "CREATE PUBLICATION \"tide\" FOR TABLE ONLY \"public\".\"people\"";
     case.refused(4, &["publication tide", "permission denied for database", create]).await;
     assert_eq!(case.confirmed().await, None, "a slot was made before the publication");
     make(create.to_owned()).await;
