@@ -205,11 +205,14 @@ fn line(status: &Status) -> String {
     if let Some(problem) = &status.problem {
         text.push_str(&format!(" attempt {}: {}. {}", status.attempts, problem.message, problem.hint));
     } else {
-        let copied: u64 = status.tables.iter().map(|table| table.rows_done).sum();
+        let copies = status.phase == Phase::Snapshot;
+        // A copy goes on where another process left it; before and after it, what this one did counts.
+        let copied: u64 =
+            status.tables.iter().map(|table| if copies { table.rows_done } else { table.rows_copied }).sum();
         let total: Option<u64> = status.tables.iter().map(|table| table.rows_total).sum();
         let live = status.tables.iter().filter(|table| table.state == TableState::Live).count();
         text.push_str(&format!(" {live} of {} tables live, {copied}", status.tables.len()));
-        if let Some(total) = total.filter(|_| status.phase == Phase::Snapshot) {
+        if let Some(total) = total.filter(|_| copies) {
             let all_exact = status.tables.iter().all(|table| table.rows_total_exact);
             text.push_str(&format!(" of {}{total}", if all_exact { "" } else { "~" }));
         }

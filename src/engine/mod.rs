@@ -145,7 +145,7 @@ impl Engine {
     #[must_use]
     pub fn summary(&self) -> Summary {
         let status = self.status();
-        let rows = status.tables.iter().map(|table| table.rows_done).sum();
+        let rows = status.tables.iter().map(|table| table.rows_copied).sum();
         let copy_seconds = status.snapshot.seconds;
         #[allow(clippy::cast_precision_loss, reason = "figures for a person")]
         Summary {

@@ -395,6 +395,21 @@ async fn to_copy(shared: &Shared, ledger: &Ledger, slot: bool, server: &Server) 
             hint,
         ));
     }
+    for (mapping, counters) in shared.mappings.iter().zip(&shared.counters.tables) {
+        let rows = ledger.rows(&mapping.table).await?;
+        if counters.rows_done.load(Relaxed) == 0 {
+            counters.rows_done.store(rows, Relaxed);
+            counters.rows_total.store(rows, Relaxed);
+        }
+        // A handler writes where it likes.
+        if rows > 0 && shared.options.handler.is_none() && !shared.sink.client().index_exists(&mapping.index).await? {
+            return Err(Problem::new(
+                ProblemKind::Gap,
+                format!("there is no index {}, but {} was copied into it before", mapping.index, mapping.table),
+                format!("Check `tableIndexMapping` and the cluster. If the index is lost: {hint}"),
+            ));
+        }
+    }
     Ok(false)
 }
 

@@ -183,16 +183,25 @@ impl Shared {
 
     /// Moves on to Streaming when the backlog is empty.
     pub(super) fn caught_up(&self) {
-        if self.phase() != Phase::CatchUp || self.counters.confirmed_lsn.load(Relaxed) < self.catch_up.load(Relaxed) {
-            return;
-        }
-        for table in &self.counters.tables {
-            if table.state() == TableState::CatchUp {
-                table.set_state(TableState::Live);
+        if self.phase() == Phase::CatchUp && self.counters.confirmed_lsn.load(Relaxed) >= self.catch_up.load(Relaxed) {
+            for table in &self.counters.tables {
+                if table.state() == TableState::CatchUp {
+                    table.set_state(TableState::Live);
+                }
             }
+            self.set_phase(Phase::Streaming, None);
         }
-        self.set_phase(Phase::Streaming, None);
-        self.live.send_replace(Liveness::Live);
+        // A table that is being copied again is not live, and one that waits for that is not either.
+        if self.phase() == Phase::Streaming && !self.counters.tables.iter().any(|table| table.resnapshot.load(Relaxed))
+        {
+            self.live.send_if_modified(|live| match live {
+                Liveness::NotYet => {
+                    *live = Liveness::Live;
+                    true
+                }
+                _ => false,
+            });
+        }
     }
 
     pub(super) fn copy_begins(&self) {

@@ -398,6 +398,22 @@ impl Ledger {
         Ok(row.get(0))
     }
 
+    /// Rows that the completed chunks of a table held when they were copied.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn rows(&self, table: &TableId) -> Result<u64, Problem> {
+        let row = self
+            .client
+            .query_one(
+                "SELECT coalesce(sum(rows_processed), 0)::int8 FROM public.cdc_snapshot_chunks
+                 WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND status = 'completed'",
+                &[&self.job, &table.schema, &table.name],
+            )
+            .await?;
+        Ok(row.get::<_, i64>(0).try_into().unwrap_or(0))
+    }
+
     /// Forgets the chunks of a table: what it had is no longer part of the job.
     ///
     /// # Errors

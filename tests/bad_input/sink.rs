@@ -58,3 +58,18 @@ async fn an_elasticsearch_that_is_not_there_or_not_for_us() {
     case.store = guarded;
     case.starts().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_is_gone_after_the_copy_is_a_gap() {
+    let mut case = Case::new().await;
+    case.starts().await;
+    // As after a lost volume.
+    let empty = Store::bind(loopback(0), Options::default()).await.unwrap();
+    case.set("/elasticsearch/urls", json!([empty.url()]));
+    case.store = empty;
+    for _ in 0..2 {
+        case.refused(6, &["no index people", "cdc.snapshot.resnapshot"]).await;
+    }
+    case.set("/cdc/snapshot/resnapshot", true);
+    case.starts().await;
+}
