@@ -231,11 +231,16 @@ impl Screen {
     fn read(&mut self, status: &Status, control: &Control) -> Result<(), TuiError> {
         // A bound, so that a flood of keys cannot keep the screen from being drawn.
         for _ in 0..512 {
-            if let Event::Key(key) = event::read().map_err(failed("reading a key"))?
-                && let Some(action) = input::action(&self.app, key)
-                && let Some(command) = update::update(&mut self.app, status, action)
-            {
-                self.send(command, control);
+            match event::read().map_err(failed("reading a key"))? {
+                Event::Key(key) => {
+                    if let Some(action) = input::action(&self.app, key)
+                        && let Some(command) = update::update(&mut self.app, status, action)
+                    {
+                        self.send(command, control);
+                    }
+                }
+                Event::Paste(text) => update::paste(&mut self.app, status, &text),
+                _ => {}
             }
             if self.app.leave.is_some() || !term::input(Duration::ZERO).map_err(failed("waiting for a key"))? {
                 break;

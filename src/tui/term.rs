@@ -9,7 +9,7 @@ use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use crossterm::cursor::{Hide, Show};
-use crossterm::event::DisableBracketedPaste;
+use crossterm::event::{DisableBracketedPaste, EnableBracketedPaste};
 use crossterm::execute;
 use crossterm::terminal::{
     EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
@@ -43,7 +43,8 @@ impl Guard {
         enable_raw_mode()?;
         ACTIVE.store(true, Ordering::SeqCst);
         let guard = Guard(());
-        execute!(io::stdout(), EnterAlternateScreen, Hide)?;
+        // Pasted text comes as one piece, so that none of it is taken for keys: a `q` and a newline would stop the pipeline.
+        execute!(io::stdout(), EnterAlternateScreen, Hide, EnableBracketedPaste)?;
         Ok(guard)
     }
 }

@@ -99,6 +99,18 @@ pub(super) fn update(app: &mut App, live: &Status, action: Action) -> Option<Com
     None
 }
 
+/// Text that was pasted: for a line that is being typed, and never a key.
+pub(super) fn paste(app: &mut App, live: &Status, pasted: &str) {
+    if !matches!(app.dialog, Some(Dialog::Filter { .. } | Dialog::Resnapshot { .. })) {
+        app.say("Pasted text was dropped: there is nothing to type it into".to_owned(), false);
+        return;
+    }
+    // No line takes more than that.
+    for c in pasted.chars().filter(|c| !c.is_control()).take(200) {
+        update(app, live, Action::Type(c));
+    }
+}
+
 fn interrupt(app: &mut App, live: &Status) -> Option<Command> {
     let again = app.interrupted.is_some_and(|last| app.clock.saturating_sub(last) <= TWICE);
     app.interrupted = Some(app.clock);

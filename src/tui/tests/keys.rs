@@ -201,6 +201,28 @@ fn only_two_interrupts_in_two_seconds_force() {
 }
 
 #[test]
+fn pasted_text_is_typed_where_text_is_wanted_and_no_key_anywhere() {
+    let status = fixture::backfill();
+    for keys in ["", "p", "q", "?", "4j\n", "5"] {
+        let mut app = ready(&status);
+        press(&mut app, &status, keys);
+        let before = app.dialog.clone();
+        update::paste(&mut app, &status, "select qty from orders;\nSELECT 1;\ny\n");
+        assert_eq!((&app.dialog, app.leave, app.stopping), (&before, None, None), "{keys:?}");
+        assert!(app.message.is_some());
+    }
+    let mut app = ready(&status);
+    press(&mut app, &status, "/");
+    update::paste(&mut app, &status, "order\r\n\u{1b}_items\n");
+    assert!(matches!(app.dialog, Some(Dialog::Filter { .. })));
+    assert_eq!(app.tables.filter.0, "order_items");
+    let mut app = ready(&status);
+    press(&mut app, &status, "r");
+    update::paste(&mut app, &status, "orders\t\n");
+    assert_eq!(press(&mut app, &status, "\t\n"), [Command::Resnapshot(orders())]);
+}
+
+#[test]
 fn a_key_held_down_moves_and_does_nothing_else() {
     let status = fixture::backfill();
     let mut app = ready(&status);

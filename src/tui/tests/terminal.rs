@@ -204,6 +204,22 @@ fn quitting_gives_the_terminal_back() {
 }
 
 #[test]
+fn pasted_text_is_no_keys() {
+    let mut terminal = Terminal::start("", &[]);
+    terminal.wait_for("BACKFILL");
+    // What makes the terminal mark it.
+    assert!(terminal.screen().screen().bracketed_paste());
+    terminal.press(b"\x1b[200~select qty from orders;\nSELECT 1;\n\x1b[201~");
+    terminal.wait_for("Pasted text was dropped");
+    assert!(!terminal.screen().screen().contents().contains("Stop and checkpoint"));
+    terminal.press(b"/\x1b[200~order\n_items\x1b[201~");
+    terminal.wait_for("/order_items_");
+    terminal.press(b"\x03\x03");
+    terminal.ends(81);
+    assert!(!terminal.screen().screen().bracketed_paste());
+}
+
+#[test]
 fn two_interrupts_leave_at_once() {
     let mut terminal = Terminal::start("", &[]);
     terminal.wait_for("BACKFILL");
