@@ -394,6 +394,8 @@ pub struct TableStatus {
     pub truncates: u64,
     /// A resnapshot runs or is asked for.
     pub resnapshot: bool,
+    /// Resnapshots that have ended since the process started, well or not: never falls.
+    pub resnapshots_ended: u64,
     /// Why it failed or is retried.
     pub problem: Option<Problem>,
 }

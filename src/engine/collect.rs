@@ -154,6 +154,7 @@ fn table_status(
         deletes: table.deletes.load(Relaxed),
         truncates: table.truncates.load(Relaxed),
         resnapshot: table.resnapshot.load(Relaxed),
+        resnapshots_ended: table.resnapshots_ended.load(Relaxed),
         problem: table.problem(),
     }
 }

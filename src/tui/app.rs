@@ -154,6 +154,8 @@ pub(super) struct Request {
     /// None once the engine has taken it.
     pub(super) answer: Option<oneshot::Receiver<Answer>>,
     pub(super) since: Duration,
+    /// For a resnapshot: how many of that table had ended when it was asked for.
+    ended: u64,
 }
 
 /// One line for the operator.
@@ -325,20 +327,24 @@ impl App {
                 return true;
             }
             let late = self.clock.saturating_sub(request.since) > REQUEST;
-            if late && !is_true(&request.command, status) {
+            if late && !is_true(request, status) {
                 let name = request_name(&request.command);
                 self.say(format!("{name} was taken 60 s ago and has not happened yet: see the log, press 6"), true);
             }
-            !late && !is_true(&request.command, status)
+            !late && !is_true(request, status)
         });
         self.requests.append(&mut requests);
     }
 
-    /// Remembers that `command` is on its way.
-    pub(super) fn track(&mut self, command: Command, sent: Result<oneshot::Receiver<Answer>, String>) {
+    /// Remembers that `command` is on its way; `status` is what was so before.
+    pub(super) fn track(&mut self, command: Command, sent: Result<oneshot::Receiver<Answer>, String>, status: &Status) {
         match sent {
             Ok(receiver) => {
-                self.requests.push(Request { command, answer: Some(receiver), since: self.clock });
+                let ended = match &command {
+                    Command::Resnapshot(id) => table(status, id).map_or(0, |table| table.resnapshots_ended),
+                    _ => 0,
+                };
+                self.requests.push(Request { command, answer: Some(receiver), since: self.clock, ended });
             }
             Err(refusal) => self.say(format!("{} refused: {refusal}", request_name(&command)), true),
         }
@@ -528,16 +534,23 @@ pub(super) fn request_name(command: &Command) -> String {
     }
 }
 
+fn table<'a>(status: &'a Status, wanted: &TableId) -> Option<&'a TableStatus> {
+    status.tables.iter().find(|table| table.table.0 == *wanted)
+}
+
 /// Whether what was asked for can be seen in the status.
-fn is_true(command: &Command, status: &Status) -> bool {
-    let table = |wanted: &TableId| status.tables.iter().find(|table| table.table.0 == *wanted);
+fn is_true(request: &Request, status: &Status) -> bool {
+    let table = |wanted: &TableId| table(status, wanted);
     let held = matches!(status.phase, Phase::Pausing | Phase::Paused);
-    match command {
+    match &request.command {
         Command::Pause => held,
         Command::Resume => !held,
         Command::PauseTable(id) => table(id).is_none_or(|table| table.state == TableState::Paused),
         Command::ResumeTable(id) => table(id).is_none_or(|table| table.state != TableState::Paused),
-        Command::Resnapshot(id) => table(id).is_none_or(|table| table.resnapshot),
+        Command::Resnapshot(id) => {
+            // It may have been done in less than a frame.
+            table(id).is_none_or(|table| table.resnapshot || table.resnapshots_ended > request.ended)
+        }
         Command::CancelResnapshot(id) => table(id).is_none_or(|table| !table.resnapshot),
         Command::Stop => matches!(status.phase, Phase::Stopped | Phase::Failed),
     }

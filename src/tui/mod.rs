@@ -218,7 +218,7 @@ impl Screen {
                 self.read(&status, control)?;
                 next = Instant::now();
             }
-            self.send_stop(control);
+            self.send_stop(control, &status);
             let waiting = self.app.requests.len();
             self.app.settle(&status);
             if self.app.requests.len() != waiting {
@@ -236,7 +236,7 @@ impl Screen {
                     if let Some(action) = input::action(&self.app, key)
                         && let Some(command) = update::update(&mut self.app, status, action)
                     {
-                        self.send(command, control);
+                        self.send(command, control, status);
                     }
                 }
                 Event::Paste(text) => update::paste(&mut self.app, status, &text),
@@ -249,24 +249,24 @@ impl Screen {
         Ok(())
     }
 
-    fn send(&mut self, command: Command, control: &Control) {
+    fn send(&mut self, command: Command, control: &Control, status: &Status) {
         if command == Command::Stop {
             self.unsent_stop = Some(Instant::now());
-            self.send_stop(control);
+            self.send_stop(control, status);
         } else {
             let sent = control.request(command.clone());
-            self.app.track(command, sent);
+            self.app.track(command, sent, status);
         }
     }
 
     /// Sends the stop that is still to be sent. An engine that is busy takes it a moment later; one that has taken nothing
     /// for two seconds has ended.
-    fn send_stop(&mut self, control: &Control) {
+    fn send_stop(&mut self, control: &Control, status: &Status) {
         let Some(since) = self.unsent_stop else { return };
         match control.request(Command::Stop) {
             Ok(receiver) => {
                 self.unsent_stop = None;
-                self.app.track(Command::Stop, Ok(receiver));
+                self.app.track(Command::Stop, Ok(receiver), status);
             }
             Err(_) if since.elapsed() < Duration::from_secs(2) => {}
             Err(_) => self.app.engine_gone(&Command::Stop),
@@ -318,9 +318,9 @@ impl Screen {
             }
             if self.app.stopping.is_none() {
                 self.app.stopping = Some(self.app.clock);
-                self.send(Command::Stop, control);
+                self.send(Command::Stop, control, &status);
             }
-            self.send_stop(control);
+            self.send_stop(control, &status);
             self.app.dialog = None;
             self.app.observe(&status);
             terminal_works = terminal_works && self.try_draw(&status).is_ok();

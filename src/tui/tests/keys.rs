@@ -247,7 +247,7 @@ fn a_request_is_no_fact_until_the_status_says_so() {
         text(&draw(app, status, 80, 24)).lines().nth(22).unwrap().trim().to_owned()
     };
     let mut ask = |app: &mut App| {
-        app.track(Command::Pause, control.request(Command::Pause));
+        app.track(Command::Pause, control.request(Command::Pause), &status);
         commands.try_recv().unwrap().1
     };
     let reply = ask(&mut app);
@@ -273,18 +273,37 @@ fn a_request_is_no_fact_until_the_status_says_so() {
 }
 
 #[test]
+fn a_resnapshot_that_ends_between_two_frames_is_seen() {
+    let mut status = fixture::backfill();
+    status.tables[0].resnapshots_ended = 4;
+    let mut app = ready(&status);
+    let (control, mut commands) = Control::channel();
+    let command = Command::Resnapshot(orders());
+    app.track(command.clone(), control.request(command), &status);
+    commands.try_recv().unwrap().1.send(Ok(())).unwrap();
+    app.observe(&status);
+    assert_eq!(app.requests.len(), 1, "nothing has happened yet");
+    status.tables[0].resnapshots_ended = 5;
+    app.observe(&status);
+    assert_eq!(app.requests.len(), 0);
+    app.clock += Duration::from_secs(61);
+    app.observe(&status);
+    assert_eq!(app.message, None);
+}
+
+#[test]
 fn a_stop_that_is_refused_can_be_asked_for_again() {
     let status = fixture::backfill();
     let mut app = ready(&status);
     let (control, mut commands) = Control::channel();
     assert_eq!(press(&mut app, &status, "q\n"), [Command::Stop]);
-    app.track(Command::Stop, control.request(Command::Stop));
+    app.track(Command::Stop, control.request(Command::Stop), &status);
     commands.try_recv().unwrap().1.send(Err("not now".to_owned())).unwrap();
     app.observe(&status);
     assert_eq!((app.stopping, app.leave), (None, None));
     assert_eq!(press(&mut app, &status, "q\n"), [Command::Stop]);
     // An engine that has gone cannot be waited for.
-    app.track(Command::Stop, control.request(Command::Stop));
+    app.track(Command::Stop, control.request(Command::Stop), &status);
     drop(commands);
     app.observe(&status);
     assert_eq!(app.leave, Some(Leave::Ended));
