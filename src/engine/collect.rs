@@ -57,6 +57,7 @@ pub(super) fn status(shared: &Shared) -> Status {
         phase_since,
         problem,
         attempts,
+        pause_requested: state.paused_since.is_some(),
         read_only: shared.options.read_only,
         source: Source {
             host: config.cdc.host.clone(),

@@ -541,10 +541,9 @@ fn table<'a>(status: &'a Status, wanted: &TableId) -> Option<&'a TableStatus> {
 /// Whether what was asked for can be seen in the status.
 fn is_true(request: &Request, status: &Status) -> bool {
     let table = |wanted: &TableId| table(status, wanted);
-    let held = matches!(status.phase, Phase::Pausing | Phase::Paused);
     match &request.command {
-        Command::Pause => held,
-        Command::Resume => !held,
+        Command::Pause => status.pause_requested,
+        Command::Resume => !status.pause_requested,
         Command::PauseTable(id) => table(id).is_none_or(|table| table.state == TableState::Paused),
         Command::ResumeTable(id) => table(id).is_none_or(|table| table.state != TableState::Paused),
         Command::Resnapshot(id) => {

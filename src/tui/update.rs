@@ -324,14 +324,12 @@ fn chosen_table(app: &App, live: &Status) -> Option<TableId> {
 }
 
 fn pause(app: &mut App, live: &Status) -> Option<Command> {
-    match live.phase {
-        Phase::Paused | Phase::Pausing => Some(Command::Resume),
-        _ => {
-            let question = format!("Pause (y/N)? Slot grows: {}", headroom(&live.replication));
-            app.dialog = Some(Dialog::Ask { question, command: Command::Pause });
-            None
-        }
+    if live.pause_requested {
+        return Some(Command::Resume);
     }
+    let question = format!("Pause (y/N)? Slot grows: {}", headroom(&live.replication));
+    app.dialog = Some(Dialog::Ask { question, command: Command::Pause });
+    None
 }
 
 fn pause_table(app: &mut App, live: &Status) -> Option<Command> {

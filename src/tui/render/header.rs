@@ -80,6 +80,11 @@ fn phase_pieces(app: &App, status: &Status) -> Vec<Piece> {
     let token = phase_token(phase);
     let held = format::clock_span(format::seconds_since(status.phase_since, status.at));
     let mut pieces = vec![piece(phase.word(), token)];
+    // The other phases of a pause say so themselves.
+    let held_back = phase == Phase::Degraded && status.pause_requested;
+    if held_back {
+        pieces.push(piece(", paused", token));
+    }
     match phase {
         Phase::Connecting | Phase::Pausing | Phase::Paused | Phase::Stopping => {
             pieces.push(piece(format!(" {held}"), token))
@@ -89,7 +94,9 @@ fn phase_pieces(app: &App, status: &Status) -> Vec<Piece> {
     }
     if app.stopping.is_some() && !matches!(phase, Phase::Stopping | Phase::Stopped | Phase::Failed) {
         pieces.push(piece(" stop requested", Token::Warn));
-    } else if copying(status) && !matches!(phase, Phase::Failed | Phase::Stopped | Phase::Stopping | Phase::Connecting)
+    } else if copying(status)
+        && !held_back
+        && !matches!(phase, Phase::Failed | Phase::Stopped | Phase::Stopping | Phase::Connecting)
     {
         pieces.push(piece(format!("  {}", format::percent(overall(status))), Token::Text));
         if !matches!(phase, Phase::Paused | Phase::Pausing | Phase::Degraded) {

@@ -251,12 +251,13 @@ pub(super) fn streaming() -> Status {
 
 /// A pause was asked for.
 pub(super) fn pausing() -> Status {
-    Status { phase: Phase::Pausing, phase_since: NOW - 2 * SECOND, ..backfill() }
+    Status { phase: Phase::Pausing, phase_since: NOW - 2 * SECOND, pause_requested: true, ..backfill() }
 }
 
 /// The pause has come.
 pub(super) fn paused() -> Status {
-    let mut status = Status { phase: Phase::Paused, phase_since: NOW - 252 * SECOND, ..backfill() };
+    let mut status =
+        Status { phase: Phase::Paused, phase_since: NOW - 252 * SECOND, pause_requested: true, ..backfill() };
     (status.sink.in_flight, status.sink.queued_documents, status.sink.documents_per_second) = (0, 0, 0.0);
     (status.sink.bytes_per_second, status.sink.throttled_per_second) = (0.0, 0.0);
     status.rates = Rates::default();

@@ -75,6 +75,28 @@ fn a_resume_asks_nothing() {
 }
 
 #[test]
+fn a_pause_during_trouble_is_seen_and_can_be_taken_back() {
+    let mut status = fixture::degraded();
+    let mut app = ready(&status);
+    assert_eq!(press(&mut app, &status, "py"), [Command::Pause]);
+    let (control, mut commands) = Control::channel();
+    app.track(Command::Pause, control.request(Command::Pause), &status);
+    commands.try_recv().unwrap().1.send(Ok(())).unwrap();
+    status.pause_requested = true;
+    app.observe(&status);
+    assert_eq!(app.requests.len(), 0, "it is true, although the phase does not change");
+    let shown = text(&draw(&mut app, &status, 80, 24));
+    assert!(shown.contains("RETRYING, paused attempt 7") && shown.contains("p:Resume"), "{shown}");
+    assert_eq!(press(&mut app, &status, "p"), [Command::Resume]);
+    app.track(Command::Resume, control.request(Command::Resume), &status);
+    commands.try_recv().unwrap().1.send(Ok(())).unwrap();
+    status.pause_requested = false;
+    app.observe(&status);
+    assert_eq!(app.requests.len(), 0);
+    assert!(!text(&draw(&mut app, &status, 80, 24)).contains("paused attempt"));
+}
+
+#[test]
 fn a_resnapshot_needs_the_name_and_the_button() {
     let status = fixture::backfill();
     for (keys, sends) in [
