@@ -179,7 +179,7 @@ fn lag(canvas: &mut Canvas<'_>, area: Rect, app: &App, status: &Status) {
     let (outlook, token) = outlook(replication, status.phase);
     let outlook = if outlook.is_empty() { String::new() } else { format!(", {outlook}") };
     let wanted = columns(&kept) + columns(&outlook) + 5;
-    let (slot, slot_token) = slot_word(replication, status.phase);
+    let (slot, slot_token) = slot_word(status);
     let mut end = area.right().saturating_sub(2);
     let fits = x + wanted + columns(&slot) <= end;
     if fits || !matches!(slot_token, Token::Ok | Token::Dim) {

@@ -265,6 +265,7 @@ pub(super) fn paused() -> Status {
         (table.rows_per_second, table.eta) = (0.0, None);
     }
     status.snapshot.active_workers = 0;
+    (status.replication.active, status.replication.active_pid) = (Some(false), None);
     status
 }
 
@@ -275,7 +276,7 @@ pub(super) fn failed() -> Status {
         "the slot cdc_shop is lost: PostgreSQL removed WAL that it needed",
         "Raise max_slot_wal_keep_size, drop the slot with `pgtide drop`, and start again: all tables are copied anew.",
     );
-    let mut status = Status { phase: Phase::Failed, problem: Some(problem), ..paused() };
+    let mut status = Status { phase: Phase::Failed, problem: Some(problem), pause_requested: false, ..paused() };
     status.replication.wal_status = Some("lost".to_owned());
     status.replication.active = Some(false);
     (status.replication.seconds_to_loss, status.replication.safe_bytes) = (None, Some(0));

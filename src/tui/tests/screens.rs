@@ -3,6 +3,7 @@
 use super::*;
 use crate::tui::app::{Dialog, Pane, View};
 use crate::tui::input;
+use crate::tui::style::Token;
 use crate::tui::update::update;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
@@ -154,6 +155,23 @@ fn what_never_goes() {
             assert!(text.contains(wanted), "{wanted} is missing at {width}x{height}:\n{text}");
         }
     }
+}
+
+/// A pause lets go of the slot: that is no warning. Whatever else makes it inactive is one.
+#[test]
+fn an_inactive_slot_is_a_warning_unless_the_pipeline_is_paused() {
+    let token = |status: &Status| crate::tui::render::replication::slot_word(status);
+    let mut status = fixture::paused();
+    assert_eq!(token(&status), ("slot inactive, paused".to_owned(), Token::Dim));
+    for (width, height, wanted) in [(100, 24, "slot inactive, paused"), (200, 60, "reserved, inactive, paused")] {
+        let shown = text(&draw(&mut app(), &status, width, height));
+        assert!(shown.contains(wanted), "{shown}");
+    }
+    status.pause_requested = false;
+    assert_eq!(token(&status), ("slot inactive".to_owned(), Token::Warn));
+    status.pause_requested = true;
+    status.replication.wal_status = Some("unreserved".to_owned());
+    assert_eq!(token(&status).1, Token::Bad);
 }
 
 /// A list must show what is selected, wherever the cursor goes.
