@@ -74,7 +74,7 @@ struct Copy {
 }
 
 impl TableCounters {
-    fn new(table: TableId, index: String) -> Self {
+    pub(crate) fn new(table: TableId, index: String) -> Self {
         Self {
             table,
             index,

@@ -157,6 +157,52 @@ fn what_never_goes() {
     }
 }
 
+/// Half of a rate reads as a size.
+#[test]
+fn what_does_not_fit_the_header_goes_as_a_whole() {
+    let mut status = fixture::streaming();
+    let replication = &mut status.replication;
+    (replication.retained_bytes, replication.active) = (Some(2_831_155), Some(false));
+    replication.wal_per_second = Some(96.5 * 1_048_576.0 / 3600.0);
+    let line = |width| {
+        let text = text(&draw(&mut app(), &status, width, 24));
+        text.lines().nth(1).unwrap().to_owned()
+    };
+    let narrow = line(80);
+    assert!(narrow.contains("WAL kept 2.7 MiB ") && narrow.contains("slot inactive"), "{narrow}");
+    assert!(!narrow.contains('+') && !narrow.contains('…'), "{narrow}");
+    assert!(line(100).contains("2.7 MiB, no limit, +96.5 MiB/h"), "{}", line(100));
+    // A deadline stays before a slot that is inactive.
+    let mut status = fixture::backfill();
+    status.replication.active = Some(false);
+    let text = text(&draw(&mut app(), &status, 60, 15));
+    let line = text.lines().nth(1).unwrap();
+    assert!(line.contains("3.4 of 50 GiB, full in 3h14m") && !line.contains('…'), "{line}");
+}
+
+#[test]
+fn slow_answers_fit_their_pane() {
+    let mut status = fixture::backfill();
+    status.sink.latency = Some(crate::engine::Latency { p50: 4_145.0, p95: 12_714.0, p99: 14_612.0, max: 20_000.0 });
+    for (width, height, wanted) in [
+        (80, 24, "bulk p99 14.6 s"),
+        (120, 40, "p50 4.1  p95 12.7  p99 14.6 s"),
+        (120, 40, "bulk p50 4.1 p99 14.6 s"),
+        (200, 60, "p50 4.1  p95 12.7  p99 14.6  max 20.0 s"),
+    ] {
+        let shown = text(&draw(&mut app(), &status, width, height));
+        assert!(shown.contains(wanted), "{wanted} is missing:\n{shown}");
+    }
+}
+
+#[test]
+fn a_sweep_has_no_time_to_its_end() {
+    let mut status = fixture::streaming();
+    status.tables[0].state = crate::engine::TableState::Copying;
+    let header = text(&draw(&mut app(), &status, 80, 24)).lines().next().unwrap().to_owned();
+    assert!(header.contains("100.0%") && !header.contains("ETA"), "{header}");
+}
+
 /// A pause lets go of the slot: that is no warning. Whatever else makes it inactive is one.
 #[test]
 fn an_inactive_slot_is_a_warning_unless_the_pipeline_is_paused() {
