@@ -133,8 +133,14 @@ pub fn run(
     let backend = CrosstermBackend::new(output);
     let terminal = Terminal::new(backend).map_err(failed("being set up"))?;
     let profile = options.profile;
-    let mut screen =
-        Screen { terminal, app: App::new(&options), pace: Pace::default(), draws: Vec::new(), unsent_stop: None };
+    let mut screen = Screen {
+        terminal,
+        app: App::new(&options),
+        pace: Pace::default(),
+        draws: Vec::new(),
+        unsent_stop: None,
+        away: false,
+    };
     let mut exit = screen.run(&options, source.as_ref(), &control);
     if exit.is_err() {
         // A terminal that has gone away: the hang-up is on its way or was never sent. The engine stops cleanly either way.
@@ -186,6 +192,8 @@ struct Screen {
     draws: Vec<Duration>,
     /// Since when a stop waits for the engine's ear.
     unsent_stop: Option<Instant>,
+    /// The program was stopped and the terminal has not been taken again.
+    away: bool,
 }
 
 impl Screen {
@@ -196,8 +204,15 @@ impl Screen {
         loop {
             let signal = options.signal.load(Ordering::SeqCst);
             if signal != 0 {
-                self.stop_and_wait(source, control, true);
+                self.stop_and_wait(source, control, !self.away);
                 return Ok(Exit::Signal(signal));
+            }
+            self.away |= term::continued();
+            if self.away && term::foreground() {
+                Guard::enter_again().map_err(failed("being taken again"))?;
+                self.away = false;
+                self.app.redraw = true;
+                next = Instant::now();
             }
             self.app.clock = begun.elapsed();
             let now = Instant::now();
@@ -207,14 +222,18 @@ impl Screen {
                 status = newer;
                 self.app.panic = term::panicked();
                 self.app.observe(&status);
-                self.draw(&status)?;
+                if !self.away {
+                    self.draw(&status)?;
+                }
                 next = Instant::now() + self.pace.wait(moving);
             }
             if let Some(leave) = self.leave(&status) {
                 return Ok(leave);
             }
             let wait = next.saturating_duration_since(Instant::now()).min(TICK);
-            if term::input(wait).map_err(failed("waiting for a key"))? {
+            if self.away {
+                thread::sleep(wait);
+            } else if term::input(wait).map_err(failed("waiting for a key"))? {
                 self.read(&status, control)?;
                 next = Instant::now();
             }

@@ -22,6 +22,10 @@ pub(super) fn update(app: &mut App, live: &Status, action: Action) -> Option<Com
             app.redraw = true;
             return None;
         }
+        Action::Suspend => {
+            app.say("Not suspended: the pipeline goes on. q stops it; or use another terminal".to_owned(), false);
+            return None;
+        }
         _ => {}
     }
     if let Some(dialog) = app.dialog.take() {
@@ -94,7 +98,8 @@ pub(super) fn update(app: &mut App, live: &Status, action: Action) -> Option<Com
         | Action::Yes
         | Action::No
         | Action::Interrupt
-        | Action::Redraw => {}
+        | Action::Redraw
+        | Action::Suspend => {}
     }
     None
 }

@@ -16,6 +16,7 @@ fn key(c: char) -> KeyEvent {
         '\t' => KeyCode::Tab,
         '\u{1b}' => KeyCode::Esc,
         '\u{8}' => KeyCode::Backspace,
+        '\u{1a}' => return KeyEvent::new(KeyCode::Char('z'), KeyModifiers::CONTROL),
         '\u{3}' => return KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL),
         c => KeyCode::Char(c),
     };
@@ -242,6 +243,17 @@ fn pasted_text_is_typed_where_text_is_wanted_and_no_key_anywhere() {
     press(&mut app, &status, "r");
     update::paste(&mut app, &status, "orders\t\n");
     assert_eq!(press(&mut app, &status, "\t\n"), [Command::Resnapshot(orders())]);
+}
+
+#[test]
+fn a_suspension_is_refused_in_words() {
+    let status = fixture::backfill();
+    for keys in ["\u{1a}", "p\u{1a}n", "/\u{1a}\n", "q\u{1a}\u{1b}"] {
+        let mut app = ready(&status);
+        assert_eq!(press(&mut app, &status, keys), [], "{keys:?}");
+        let shown = text(&draw(&mut app, &status, 80, 24));
+        assert!(shown.contains("Not suspended: the pipeline goes on. q stops it; or use another terminal "), "{shown}");
+    }
 }
 
 #[test]
