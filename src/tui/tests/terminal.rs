@@ -294,6 +294,19 @@ fn job_control_does_not_take_the_screen_away() {
 }
 
 #[test]
+fn in_the_background_the_pipeline_goes_on_and_ends_in_order() {
+    let (mut terminal, pid) = Terminal::start_in_shell();
+    kill(pid, Signal::SIGSTOP).unwrap();
+    terminal.wait_for("Stopped");
+    kill(pid, Signal::SIGCONT).unwrap();
+    kill(pid, Signal::SIGTERM).unwrap();
+    terminal.press(b"wait %1; echo code $?\n");
+    terminal.wait_for("code 115");
+    terminal.press(b"exit 0\n");
+    terminal.ends(0);
+}
+
+#[test]
 fn two_interrupts_leave_at_once() {
     let mut terminal = Terminal::start("", &[]);
     terminal.wait_for("BACKFILL");
