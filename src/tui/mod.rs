@@ -202,12 +202,12 @@ impl Screen {
         let mut status = source();
         let mut next = begun;
         loop {
+            self.away |= term::continued();
             let signal = options.signal.load(Ordering::SeqCst);
             if signal != 0 {
                 self.stop_and_wait(source, control, !self.away);
                 return Ok(Exit::Signal(signal));
             }
-            self.away |= term::continued();
             if self.away && term::foreground() {
                 Guard::enter_again().map_err(failed("being taken again"))?;
                 self.away = false;

@@ -299,6 +299,9 @@ fn in_the_background_the_pipeline_goes_on_and_ends_in_order() {
     kill(pid, Signal::SIGSTOP).unwrap();
     terminal.wait_for("Stopped");
     kill(pid, Signal::SIGCONT).unwrap();
+    // Longer than the screen waits before it looks whether the terminal is its own again.
+    terminal.press(b"sleep 0.3; jobs\n");
+    terminal.wait_for("Running");
     kill(pid, Signal::SIGTERM).unwrap();
     terminal.press(b"wait %1; echo code $?\n");
     terminal.wait_for("code 115");
