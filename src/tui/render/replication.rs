@@ -26,6 +26,9 @@ use crate::tui::text;
 
 use super::{Canvas, Piece, frozen_title, piece};
 
+/// A healthy stream is now and then behind by this many bytes.
+const LAG_NOISE: f64 = 1_048_576.0;
+
 /// The WAL kept for the slot, of its limit where there is one.
 pub(super) fn wal_kept(replication: &Replication) -> String {
     match (replication.retained_bytes, replication.retained_limit) {
@@ -107,7 +110,9 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
     let line = |name: &str, text: String, token: Token| vec![label(name), piece(text, token)];
     let text = |name: &str, text: String| line(name, text, Token::Text);
 
-    let (arrow, token) = match app.lag.trend() {
+    // What is not behind does not rise, whatever it did within the last half minute.
+    let trend = app.lag.trend(LAG_NOISE).filter(|_| replication.lag_bytes.is_some_and(|lag| lag > 0));
+    let (arrow, token) = match trend {
         Some(1) => ("▲ rising", Token::Warn),
         Some(-1) => ("▼ falling", Token::Ok),
         Some(_) => ("= steady", Token::Dim),

@@ -203,6 +203,28 @@ fn a_sweep_has_no_time_to_its_end() {
     assert!(header.contains("100.0%") && !header.contains("ETA"), "{header}");
 }
 
+#[test]
+fn the_trend_of_the_lag_is_no_noise() {
+    const MIB: u64 = 1 << 20;
+    let trend = |lags: [u64; 2], now: u64| {
+        let mut app = app();
+        let mut status = fixture::streaming();
+        for (step, lag) in lags.into_iter().flat_map(|lag| [lag; 4]).chain([now]).enumerate() {
+            // All but the last within bins of their own.
+            status.at = fixture::NOW + i64::try_from(step.min(7)).unwrap() * 5_000_000;
+            status.replication.lag_bytes = Some(lag);
+            status.at += i64::from(step == 8);
+            app.observe(&status);
+        }
+        let shown = text(&draw(&mut app, &status, 200, 60));
+        ["▲ rising", "▼ falling", "= steady"].into_iter().find(|word| shown.contains(word))
+    };
+    assert_eq!(trend([0, 700], 300), Some("= steady"));
+    assert_eq!(trend([MIB, 3 * MIB], 3 * MIB), Some("▲ rising"));
+    assert_eq!(trend([3 * MIB, MIB], MIB), Some("▼ falling"));
+    assert_eq!(trend([MIB, 3 * MIB], 0), None);
+}
+
 /// A pause lets go of the slot: that is no warning. Whatever else makes it inactive is one.
 #[test]
 fn an_inactive_slot_is_a_warning_unless_the_pipeline_is_paused() {
