@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::engine::{Answer, Command, EventKind, Level, Phase, Status, TableState, TableStatus};
+use crate::problem::Problem;
 use crate::table::TableId;
 
 use super::Options;
@@ -458,7 +459,10 @@ impl App {
             last: None,
             last_id: String::new(),
         };
-        if let Some(problem) = &status.problem {
+        // A sink in trouble is also the pipeline's problem, in the same words: once is enough.
+        let told =
+            |problem: &&Problem| status.sink.trouble.as_ref().is_none_or(|trouble| trouble.reason != problem.message);
+        if let Some(problem) = status.problem.as_ref().filter(told) {
             let mut line = line("pipeline".to_owned(), "(pipeline)", &problem.message, &problem.hint);
             line.first = Some(status.phase_since);
             line.count = (status.attempts > 0).then_some(u64::from(status.attempts));

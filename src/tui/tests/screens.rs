@@ -204,6 +204,26 @@ fn a_sweep_has_no_time_to_its_end() {
 }
 
 #[test]
+fn an_outage_is_one_error_and_its_begin_is_not_its_last_time() {
+    let mut status = fixture::degraded();
+    let errors = |status: &Status| {
+        let mut app = app();
+        draw(&mut app, status, 80, 24);
+        press(&mut app, status, "5");
+        text(&draw(&mut app, status, 80, 24))
+    };
+    // The problem of a PostgreSQL that is gone, and a sink that is gone too.
+    let shown = errors(&status);
+    assert!(
+        shown.contains("(pipeline)      -        Elasticsearch at") && shown.contains("(elasticsearch) -"),
+        "{shown}"
+    );
+    status.problem.as_mut().unwrap().message = "connection refused".to_owned();
+    let shown = errors(&status);
+    assert!(!shown.contains("(pipeline)") && shown.contains("(elasticsearch)"), "{shown}");
+}
+
+#[test]
 fn the_trend_of_the_lag_is_no_noise() {
     const MIB: u64 = 1 << 20;
     let trend = |lags: [u64; 2], now: u64| {
