@@ -366,6 +366,12 @@ fn filters_are_live_and_escape_brings_the_old_one_back() {
     assert_eq!(press(&mut app, &status, "Py"), [Command::PauseTable(orders())]);
     press(&mut app, &status, "/nothing of the kind\n");
     assert_eq!(press(&mut app, &status, "Pyrorders\t\n"), []);
+    for key in ["r", "P"] {
+        let mut app = ready(&status);
+        press(&mut app, &status, &format!("/nothing of the kind\n{key}"));
+        let shown = text(&draw(&mut app, &status, 80, 24));
+        assert!(shown.contains("! Nothing was asked for: no table matches the filter, Esc clears it"), "{shown}");
+    }
 }
 
 #[test]
