@@ -292,7 +292,7 @@ mod tests {
         let sweeping = status();
         // The estimate was too high.
         assert_eq!((sweeping.eta, sweeping.rows_total), (None, Some(310)));
-        assert_eq!(overall_eta(&[sweeping.clone()], 10.0), None);
+        assert_eq!(overall_eta(std::slice::from_ref(&sweeping), 10.0), None);
         // A table whose chunks are done holds up nobody's time.
         assert_eq!(overall_eta(&[sweeping, running], 10.0), Some(11));
     }
