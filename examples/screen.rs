@@ -88,7 +88,8 @@ fn obey(status: &Mutex<Status>, mut commands: Commands) {
                 continue;
             }
             match command {
-                Command::Pause => status.phase = Phase::Pausing,
+                Command::Pause => (status.phase, status.pause_requested) = (Phase::Pausing, true),
+                Command::Resume => status.pause_requested = false,
                 Command::Stop => status.phase = Phase::Stopping,
                 _ => {}
             }

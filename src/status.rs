@@ -236,6 +236,9 @@ pub struct Status {
     pub problem: Option<Problem>,
     /// How often that was tried again so far.
     pub attempts: u32,
+    /// The operator has asked for a pause and not taken it back, whatever the phase. While that is Degraded nothing else
+    /// says so, and once the trouble is over the pipeline is paused.
+    pub pause_requested: bool,
     /// Control commands are refused.
     pub read_only: bool,
     /// The PostgreSQL side.
@@ -394,6 +397,8 @@ pub struct TableStatus {
     pub truncates: u64,
     /// A resnapshot runs or is asked for.
     pub resnapshot: bool,
+    /// Resnapshots that have ended since the process started, well or not: never falls.
+    pub resnapshots_ended: u64,
     /// Why it failed or is retried.
     pub problem: Option<Problem>,
 }

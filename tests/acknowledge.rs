@@ -350,6 +350,12 @@ async fn postgresql_may_crash_in_the_stream() {
     server.kill_hard().await.unwrap();
     rig.store.clear_faults();
     phase(&engine, Phase::Degraded).await;
+    // A pause asked for meanwhile is no phase, and can be taken back.
+    assert!(!engine.status().pause_requested);
+    engine.control().send(Command::Pause).await.unwrap();
+    assert!(engine.status().pause_requested);
+    engine.control().send(Command::Resume).await.unwrap();
+    assert!(!engine.status().pause_requested);
     server.restart().await.unwrap();
     rig.client = rig.connect().await;
     rig.sql("INSERT INTO books VALUES (101, 'after'); UPDATE books SET title = 'after' WHERE id = 1").await;

@@ -89,6 +89,7 @@ async fn while_a_workload_changes_the_tables() {
     assert!(status.tables.iter().all(|table| table.problem.is_none() && table.chunks.done() == table.chunks.len()));
     // Three copies, of about as many rows each.
     assert!(status.tables.iter().all(|table| table.rows_copied > 2 * table.rows_done), "{:?}", status.tables);
+    assert!(status.tables.iter().all(|table| table.resnapshots_ended == 2), "{:?}", status.tables);
     assert_eq!(status.snapshot.held_seconds, None);
     let temporary = "SELECT count(*) FROM pg_replication_slots WHERE temporary AND database = current_database()";
     wait_until("temporary slots are gone", LIMIT, || async { rig.count(temporary).await == 0 }).await;

@@ -59,6 +59,7 @@ pub(super) fn status(shared: &Shared) -> Status {
         phase_since,
         problem,
         attempts,
+        pause_requested: state.paused_since.is_some(),
         read_only: shared.options.read_only,
         source: Source {
             host: config.cdc.host.clone(),
@@ -140,7 +141,7 @@ fn table_status(
     let seconds = table.copy_started().map_or(0.0, |began| (at - began) as f64 / 1e6);
     let copying = matches!(state, TableState::Copying | TableState::Retrying);
     let eta = rows_total
-        .filter(|_| copying && done >= ETA_AFTER.0 && seconds >= ETA_AFTER.1 && copied_rate > 0.0)
+        .filter(|_| copying && !exact && done >= ETA_AFTER.0 && seconds >= ETA_AFTER.1 && copied_rate > 0.0)
         .map(|total| (total.saturating_sub(rows_done) as f64 / copied_rate).ceil() as u64);
     TableStatus {
         table: TableName(table.table.clone()),
@@ -161,6 +162,7 @@ fn table_status(
         deletes: table.deletes.load(Relaxed),
         truncates: table.truncates.load(Relaxed),
         resnapshot: table.resnapshot.load(Relaxed),
+        resnapshots_ended: table.resnapshots_ended.load(Relaxed),
         problem: table.problem(),
     }
 }
@@ -169,11 +171,14 @@ fn table_status(
 /// copied has an ETA of its own.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an estimate")]
 fn overall_eta(tables: &[TableStatus], rate: f64) -> Option<u64> {
-    let copying = || tables.iter().filter(|table| matches!(table.state, TableState::Copying | TableState::Retrying));
-    let slowest = copying().map(|table| table.eta).collect::<Option<Vec<_>>>()?.into_iter().max()?;
+    let copying = |table: &&TableStatus| {
+        matches!(table.state, TableState::Copying | TableState::Retrying) && !table.rows_total_exact
+    };
+    let etas = tables.iter().filter(copying).map(|table| table.eta);
+    let slowest = etas.collect::<Option<Vec<_>>>()?.into_iter().max()?;
     let left: Option<u64> = tables
         .iter()
-        .filter(|table| matches!(table.state, TableState::Queued | TableState::Copying | TableState::Retrying))
+        .filter(|table| table.state == TableState::Queued || copying(table))
         .map(|table| Some(table.rows_total?.saturating_sub(table.rows_done)))
         .sum();
     let all = left.filter(|_| rate > 0.0).map(|left| (left as f64 / rate).ceil() as u64);
@@ -275,4 +280,30 @@ fn resident() -> Option<u64> {
     let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
     Some(pages * u64::try_from(page).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::ChunkState;
+    use crate::table::TableId;
+
+    #[test]
+    fn there_is_no_time_to_the_end_once_all_chunks_are_done() {
+        let table = TableCounters::new(TableId::new("public", "books"), "books".to_owned());
+        table.set_state(TableState::Copying);
+        let at = |seconds: i64| now() + seconds * 1_000_000;
+        let status = || table_status(&table, 100, 10.0, 10.0, None, at(60));
+        table.begin_copy(&[ChunkState::Done, ChunkState::Done, ChunkState::Pending], 200, Some(310));
+        let running = status();
+        assert_eq!(running.eta, Some(11));
+        table.rows_done.store(300, Relaxed);
+        table.set_chunk(2, ChunkState::Done);
+        let sweeping = status();
+        // The estimate was too high.
+        assert_eq!((sweeping.eta, sweeping.rows_total), (None, Some(310)));
+        assert_eq!(overall_eta(std::slice::from_ref(&sweeping), 10.0), None);
+        // A table whose chunks are done holds up nobody's time.
+        assert_eq!(overall_eta(&[sweeping, running], 10.0), Some(11));
+    }
 }

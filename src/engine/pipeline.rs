@@ -141,7 +141,7 @@ fn obey(shared: &Shared, command: &Command) -> Answer {
         Command::CancelResnapshot(id) => {
             let number = table(id)?;
             if shared.resnapshots.take_wish(number) {
-                shared.counters.tables[number].resnapshot.store(false, Relaxed);
+                shared.counters.tables[number].end_resnapshot();
                 return Ok(());
             }
             shared.cancel_resnapshot(number).then_some(()).ok_or_else(|| format!("{id} is not being copied again"))
@@ -468,13 +468,13 @@ async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> std::convert
                     Level::Error,
                     format!("{}: resnapshot failed: {}. {}", mapping.table, problem.message, problem.hint),
                 );
-                counters.resnapshot.store(false, Relaxed);
+                counters.end_resnapshot();
                 counters.set_problem(Some(problem));
                 counters.set_state(TableState::Live);
                 continue;
             }
         }
-        counters.resnapshot.store(false, Relaxed);
+        counters.end_resnapshot();
         counters.set_problem(None);
         counters.attempts.store(0, Relaxed);
         counters.set_state(TableState::Live);

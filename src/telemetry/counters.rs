@@ -59,6 +59,8 @@ pub struct TableCounters {
     pub paused: AtomicBool,
     /// A resnapshot was asked for or runs.
     pub resnapshot: AtomicBool,
+    /// Resnapshots that have ended, well or not.
+    pub resnapshots_ended: AtomicU64,
     state: AtomicU8,
     copy: Mutex<Copy>,
 }
@@ -72,7 +74,7 @@ struct Copy {
 }
 
 impl TableCounters {
-    fn new(table: TableId, index: String) -> Self {
+    pub(crate) fn new(table: TableId, index: String) -> Self {
         Self {
             table,
             index,
@@ -86,6 +88,7 @@ impl TableCounters {
             attempts: AtomicU32::new(0),
             paused: AtomicBool::new(false),
             resnapshot: AtomicBool::new(false),
+            resnapshots_ended: AtomicU64::new(0),
             state: AtomicU8::new(0),
             copy: Mutex::new(Copy::default()),
         }
@@ -126,6 +129,13 @@ impl TableCounters {
     #[must_use]
     pub fn copy_started(&self) -> Option<Micros> {
         lock(&self.copy).started
+    }
+
+    /// Notes that a resnapshot has ended, well or not. A short one begins and ends between two looks at the table; the
+    /// count says that there was one.
+    pub fn end_resnapshot(&self) {
+        self.resnapshots_ended.fetch_add(1, Relaxed);
+        self.resnapshot.store(false, Relaxed);
     }
 
     /// What the table is in.

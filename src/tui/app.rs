@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::engine::{Answer, Command, EventKind, Level, Phase, Status, TableState, TableStatus};
+use crate::problem::Problem;
 use crate::table::TableId;
 
 use super::Options;
@@ -154,6 +155,8 @@ pub(super) struct Request {
     /// None once the engine has taken it.
     pub(super) answer: Option<oneshot::Receiver<Answer>>,
     pub(super) since: Duration,
+    /// For a resnapshot: how many of that table had ended when it was asked for.
+    ended: u64,
 }
 
 /// One line for the operator.
@@ -325,20 +328,24 @@ impl App {
                 return true;
             }
             let late = self.clock.saturating_sub(request.since) > REQUEST;
-            if late && !is_true(&request.command, status) {
+            if late && !is_true(request, status) {
                 let name = request_name(&request.command);
                 self.say(format!("{name} was taken 60 s ago and has not happened yet: see the log, press 6"), true);
             }
-            !late && !is_true(&request.command, status)
+            !late && !is_true(request, status)
         });
         self.requests.append(&mut requests);
     }
 
-    /// Remembers that `command` is on its way.
-    pub(super) fn track(&mut self, command: Command, sent: Result<oneshot::Receiver<Answer>, String>) {
+    /// Remembers that `command` is on its way; `status` is what was so before.
+    pub(super) fn track(&mut self, command: Command, sent: Result<oneshot::Receiver<Answer>, String>, status: &Status) {
         match sent {
             Ok(receiver) => {
-                self.requests.push(Request { command, answer: Some(receiver), since: self.clock });
+                let ended = match &command {
+                    Command::Resnapshot(id) => table(status, id).map_or(0, |table| table.resnapshots_ended),
+                    _ => 0,
+                };
+                self.requests.push(Request { command, answer: Some(receiver), since: self.clock, ended });
             }
             Err(refusal) => self.say(format!("{} refused: {refusal}", request_name(&command)), true),
         }
@@ -452,7 +459,10 @@ impl App {
             last: None,
             last_id: String::new(),
         };
-        if let Some(problem) = &status.problem {
+        // A sink in trouble is also the pipeline's problem, in the same words: once is enough.
+        let told =
+            |problem: &&Problem| status.sink.trouble.as_ref().is_none_or(|trouble| trouble.reason != problem.message);
+        if let Some(problem) = status.problem.as_ref().filter(told) {
             let mut line = line("pipeline".to_owned(), "(pipeline)", &problem.message, &problem.hint);
             line.first = Some(status.phase_since);
             line.count = (status.attempts > 0).then_some(u64::from(status.attempts));
@@ -528,16 +538,22 @@ pub(super) fn request_name(command: &Command) -> String {
     }
 }
 
+fn table<'a>(status: &'a Status, wanted: &TableId) -> Option<&'a TableStatus> {
+    status.tables.iter().find(|table| table.table.0 == *wanted)
+}
+
 /// Whether what was asked for can be seen in the status.
-fn is_true(command: &Command, status: &Status) -> bool {
-    let table = |wanted: &TableId| status.tables.iter().find(|table| table.table.0 == *wanted);
-    let held = matches!(status.phase, Phase::Pausing | Phase::Paused);
-    match command {
-        Command::Pause => held,
-        Command::Resume => !held,
+fn is_true(request: &Request, status: &Status) -> bool {
+    let table = |wanted: &TableId| table(status, wanted);
+    match &request.command {
+        Command::Pause => status.pause_requested,
+        Command::Resume => !status.pause_requested,
         Command::PauseTable(id) => table(id).is_none_or(|table| table.state == TableState::Paused),
         Command::ResumeTable(id) => table(id).is_none_or(|table| table.state != TableState::Paused),
-        Command::Resnapshot(id) => table(id).is_none_or(|table| table.resnapshot),
+        Command::Resnapshot(id) => {
+            // It may have been done in less than a frame.
+            table(id).is_none_or(|table| table.resnapshot || table.resnapshots_ended > request.ended)
+        }
         Command::CancelResnapshot(id) => table(id).is_none_or(|table| !table.resnapshot),
         Command::Stop => matches!(status.phase, Phase::Stopped | Phase::Failed),
     }

@@ -38,6 +38,7 @@ pub(super) enum Action {
     PauseTable,
     Resnapshot,
     Redraw,
+    Suspend,
     /// A character for the text that is being typed.
     Type(char),
     /// Take the last one back.
@@ -173,6 +174,7 @@ pub(super) const COMMANDS: &[CommandInfo] = &[
         .only(&[Pane::Tables, Pane::Chunks])
         .steers(),
     plain(&[control('l')], Action::Redraw, "Ctrl-L", "draw the screen anew"),
+    plain(&[control('z')], Action::Suspend, "Ctrl-Z", "does nothing: the pipeline goes on; q stops it"),
     plain(&[char('q')], Action::Quit, "q", "stop and checkpoint (asks); Ctrl-C twice within 2 s leaves at once")
         .hint("Quit", 0),
     plain(&[control('c')], Action::Interrupt, "Ctrl-C", ""),

@@ -215,9 +215,22 @@ pub(super) fn latency(seconds: f64) -> String {
     }
 }
 
+/// Milliseconds of bulks, and the unit that they are written in: `96`, `412`, `2,310` ms; in seconds as soon as one of them
+/// takes 10 s, so that a line of them stays short: `4.1`, `14.6` s.
+pub(super) fn latencies<const N: usize>(values: [f64; N]) -> ([String; N], &'static str) {
+    if !values.iter().any(|value| value.is_finite() && *value >= 9_999.5) {
+        return (values.map(millis), "ms");
+    }
+    let seconds = |value: f64| match value / 1e3 {
+        value if (0.0..99.95).contains(&value) => format!("{value:.1}"),
+        value => rate(value),
+    };
+    (values.map(seconds), "s")
+}
+
 /// Milliseconds of a bulk: `0`, `96`, `412`, `2,310`; no unit.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "finite, not negative; `as` saturates")]
-pub(super) fn millis(value: f64) -> String {
+fn millis(value: f64) -> String {
     match value {
         _ if !value.is_finite() => unknown(),
         _ if value < 1e7 => count(value.max(0.0).round() as u64),
@@ -500,6 +513,9 @@ mod tests {
             assert_eq!(latency(value), text);
         }
         assert_eq!((millis(2310.4).as_str(), millis(0.0).as_str(), millis(f64::NAN).as_str()), ("2,310", "0", "-"));
+        assert_eq!(latencies([96.0, 9_999.4]), (["96".to_owned(), "9,999".to_owned()], "ms"));
+        let ([p50, p95, p99, max], unit) = latencies([4_145.0, 99_949.0, 99_951.0, f64::NAN]);
+        assert_eq!([&p50, &p95, &p99, &max, unit], ["4.1", "99.9", "100", "-", "s"]);
         assert_eq!((millis(9_999_999.0).as_str(), millis(1e12).as_str()), ("9,999,999", "1.0T"));
     }
 

@@ -52,7 +52,8 @@ impl History {
     }
 
     /// Whether the newest bins are above (1), below (-1) or about equal to (0) those before; none while too few are known.
-    pub(super) fn trend(&self) -> Option<i8> {
+    /// A difference of less than `noise` is none.
+    pub(super) fn trend(&self, noise: f64) -> Option<i8> {
         let values = self.newest(8);
         if values.len() < 8 {
             return None;
@@ -62,7 +63,9 @@ impl History {
             (!known.is_empty()).then(|| known.iter().sum::<f64>() / crate::tui::format::as_f64(known.len() as u64))
         };
         let (before, after) = (mean(&values[..4])?, mean(&values[4..])?);
-        Some(if after > before * 1.1 {
+        Some(if (after - before).abs() < noise {
+            0
+        } else if after > before * 1.1 {
             1
         } else if after < before * 0.9 {
             -1
@@ -99,16 +102,17 @@ mod tests {
         for second in 0..7 {
             history.push(second * S, Some(10.0));
         }
-        assert_eq!(history.trend(), None);
+        assert_eq!(history.trend(5.0), None);
         history.push(7 * S, Some(10.0));
-        assert_eq!(history.trend(), Some(0));
+        assert_eq!(history.trend(5.0), Some(0));
         for second in 8..12 {
             history.push(second * S, Some(20.0));
         }
-        assert_eq!(history.trend(), Some(1));
+        assert_eq!(history.trend(5.0), Some(1));
         for second in 12..16 {
             history.push(second * S, Some(0.0));
         }
-        assert_eq!(history.trend(), Some(-1));
+        assert_eq!(history.trend(5.0), Some(-1));
+        assert_eq!(history.trend(25.0), Some(0));
     }
 }

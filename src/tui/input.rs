@@ -21,7 +21,7 @@ pub(super) fn action(app: &App, event: KeyEvent) -> Option<Action> {
         .find(|info| info.keys.contains(&Key { code: event.code, control }))
         .map(|info| info.action)
         .filter(|action| !repeat || moves(*action));
-    if found == Some(Action::Interrupt) || found == Some(Action::Redraw) {
+    if matches!(found, Some(Action::Interrupt | Action::Redraw | Action::Suspend)) {
         return found;
     }
     match &app.dialog {

@@ -133,8 +133,14 @@ pub fn run(
     let backend = CrosstermBackend::new(output);
     let terminal = Terminal::new(backend).map_err(failed("being set up"))?;
     let profile = options.profile;
-    let mut screen =
-        Screen { terminal, app: App::new(&options), pace: Pace::default(), draws: Vec::new(), unsent_stop: None };
+    let mut screen = Screen {
+        terminal,
+        app: App::new(&options),
+        pace: Pace::default(),
+        draws: Vec::new(),
+        unsent_stop: None,
+        away: false,
+    };
     let mut exit = screen.run(&options, source.as_ref(), &control);
     if exit.is_err() {
         // A terminal that has gone away: the hang-up is on its way or was never sent. The engine stops cleanly either way.
@@ -186,6 +192,8 @@ struct Screen {
     draws: Vec<Duration>,
     /// Since when a stop waits for the engine's ear.
     unsent_stop: Option<Instant>,
+    /// The program was stopped and the terminal has not been taken again.
+    away: bool,
 }
 
 impl Screen {
@@ -194,10 +202,17 @@ impl Screen {
         let mut status = source();
         let mut next = begun;
         loop {
+            self.away |= term::continued();
             let signal = options.signal.load(Ordering::SeqCst);
             if signal != 0 {
-                self.stop_and_wait(source, control, true);
+                self.stop_and_wait(source, control, !self.away);
                 return Ok(Exit::Signal(signal));
+            }
+            if self.away && term::foreground() {
+                Guard::enter_again().map_err(failed("being taken again"))?;
+                self.away = false;
+                self.app.redraw = true;
+                next = Instant::now();
             }
             self.app.clock = begun.elapsed();
             let now = Instant::now();
@@ -207,18 +222,22 @@ impl Screen {
                 status = newer;
                 self.app.panic = term::panicked();
                 self.app.observe(&status);
-                self.draw(&status)?;
+                if !self.away {
+                    self.draw(&status)?;
+                }
                 next = Instant::now() + self.pace.wait(moving);
             }
             if let Some(leave) = self.leave(&status) {
                 return Ok(leave);
             }
             let wait = next.saturating_duration_since(Instant::now()).min(TICK);
-            if term::input(wait).map_err(failed("waiting for a key"))? {
+            if self.away {
+                thread::sleep(wait);
+            } else if term::input(wait).map_err(failed("waiting for a key"))? {
                 self.read(&status, control)?;
                 next = Instant::now();
             }
-            self.send_stop(control);
+            self.send_stop(control, &status);
             let waiting = self.app.requests.len();
             self.app.settle(&status);
             if self.app.requests.len() != waiting {
@@ -231,11 +250,16 @@ impl Screen {
     fn read(&mut self, status: &Status, control: &Control) -> Result<(), TuiError> {
         // A bound, so that a flood of keys cannot keep the screen from being drawn.
         for _ in 0..512 {
-            if let Event::Key(key) = event::read().map_err(failed("reading a key"))?
-                && let Some(action) = input::action(&self.app, key)
-                && let Some(command) = update::update(&mut self.app, status, action)
-            {
-                self.send(command, control);
+            match event::read().map_err(failed("reading a key"))? {
+                Event::Key(key) => {
+                    if let Some(action) = input::action(&self.app, key)
+                        && let Some(command) = update::update(&mut self.app, status, action)
+                    {
+                        self.send(command, control, status);
+                    }
+                }
+                Event::Paste(text) => update::paste(&mut self.app, status, &text),
+                _ => {}
             }
             if self.app.leave.is_some() || !term::input(Duration::ZERO).map_err(failed("waiting for a key"))? {
                 break;
@@ -244,24 +268,24 @@ impl Screen {
         Ok(())
     }
 
-    fn send(&mut self, command: Command, control: &Control) {
+    fn send(&mut self, command: Command, control: &Control, status: &Status) {
         if command == Command::Stop {
             self.unsent_stop = Some(Instant::now());
-            self.send_stop(control);
+            self.send_stop(control, status);
         } else {
             let sent = control.request(command.clone());
-            self.app.track(command, sent);
+            self.app.track(command, sent, status);
         }
     }
 
     /// Sends the stop that is still to be sent. An engine that is busy takes it a moment later; one that has taken nothing
     /// for two seconds has ended.
-    fn send_stop(&mut self, control: &Control) {
+    fn send_stop(&mut self, control: &Control, status: &Status) {
         let Some(since) = self.unsent_stop else { return };
         match control.request(Command::Stop) {
             Ok(receiver) => {
                 self.unsent_stop = None;
-                self.app.track(Command::Stop, Ok(receiver));
+                self.app.track(Command::Stop, Ok(receiver), status);
             }
             Err(_) if since.elapsed() < Duration::from_secs(2) => {}
             Err(_) => self.app.engine_gone(&Command::Stop),
@@ -313,9 +337,9 @@ impl Screen {
             }
             if self.app.stopping.is_none() {
                 self.app.stopping = Some(self.app.clock);
-                self.send(Command::Stop, control);
+                self.send(Command::Stop, control, &status);
             }
-            self.send_stop(control);
+            self.send_stop(control, &status);
             self.app.dialog = None;
             self.app.observe(&status);
             terminal_works = terminal_works && self.try_draw(&status).is_ok();

@@ -4,21 +4,26 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::panic;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use crossterm::cursor::{Hide, Show};
-use crossterm::event::DisableBracketedPaste;
+use crossterm::event::{DisableBracketedPaste, EnableBracketedPaste};
 use crossterm::execute;
 use crossterm::terminal::{
     EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{getpgrp, tcgetpgrp};
+use signal_hook::consts::{SIGCONT, SIGTSTP};
+use signal_hook::flag;
 
-/// The screen is ours.
-static ACTIVE: AtomicBool = AtomicBool::new(false);
+/// The screen is the shell's, not ours.
+static FREE: LazyLock<Arc<AtomicBool>> = LazyLock::new(|| Arc::new(AtomicBool::new(true)));
+/// The program was stopped and goes on: somebody else had the terminal meanwhile.
+static CONTINUED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 /// The thread that draws.
 static DRAWS: Mutex<Option<ThreadId>> = Mutex::new(None);
 /// Where another thread panicked while the screen was ours.
@@ -40,12 +45,51 @@ impl Guard {
         install_panic_hook();
         *DRAWS.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current().id());
         PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
+        watch_job_control()?;
         enable_raw_mode()?;
-        ACTIVE.store(true, Ordering::SeqCst);
+        FREE.store(false, Ordering::SeqCst);
         let guard = Guard(());
-        execute!(io::stdout(), EnterAlternateScreen, Hide)?;
+        take_screen()?;
         Ok(guard)
     }
+
+    /// Takes the terminal anew when the program was stopped in between.
+    pub(super) fn enter_again() -> io::Result<()> {
+        // crossterm does nothing where it believes to be in raw mode already.
+        disable_raw_mode()?;
+        enable_raw_mode()?;
+        take_screen()
+    }
+}
+
+fn take_screen() -> io::Result<()> {
+    // Pasted text comes as one piece, so that none of it is taken for keys: a `q` and a newline would stop the pipeline.
+    execute!(io::stdout(), EnterAlternateScreen, Hide, EnableBracketedPaste)
+}
+
+/// While the screen is ours SIGTSTP does nothing: stopped, it would leave the shell without cursor and echo, and hold the
+/// slot back. Nothing can be done about SIGSTOP, but the SIGCONT after it is noticed.
+fn watch_job_control() -> io::Result<()> {
+    // Twice would also stop twice.
+    static WATCHED: Mutex<bool> = Mutex::new(false);
+    let mut watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*watched {
+        flag::register(SIGCONT, Arc::clone(&CONTINUED))?;
+        flag::register_conditional_default(SIGTSTP, Arc::clone(&FREE))?;
+        *watched = true;
+    }
+    Ok(())
+}
+
+/// Whether the program was stopped since this was asked last, and goes on.
+pub(super) fn continued() -> bool {
+    CONTINUED.swap(false, Ordering::SeqCst)
+}
+
+/// Whether the terminal is ours to read and to set: not while the shell keeps this program in the background, where
+/// either would stop it.
+pub(super) fn foreground() -> bool {
+    tcgetpgrp(io::stdin()).map_or(true, |group| group == getpgrp())
 }
 
 impl Drop for Guard {
@@ -56,9 +100,11 @@ impl Drop for Guard {
 
 /// Gives the terminal back, once; a second call does nothing. Errors are of no use here: the terminal may be gone.
 fn restore() {
-    if ACTIVE.swap(false, Ordering::SeqCst) {
+    if !FREE.swap(true, Ordering::SeqCst) {
         let _ = execute!(io::stdout(), EndSynchronizedUpdate, DisableBracketedPaste, LeaveAlternateScreen, Show);
-        let _ = disable_raw_mode();
+        if foreground() {
+            let _ = disable_raw_mode();
+        }
     }
 }
 
@@ -81,6 +127,10 @@ pub(super) fn input(wait: Duration) -> io::Result<bool> {
     if terminal[0].revents().is_some_and(|found| found.intersects(gone)) {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has hung up"));
     }
+    // What is typed while we are in the background is the shell's, and to read it would stop us.
+    if !foreground() {
+        return Ok(false);
+    }
     crossterm::event::poll(Duration::ZERO)
 }
 
@@ -96,7 +146,7 @@ fn install_panic_hook() {
     ONCE.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            if !ACTIVE.load(Ordering::SeqCst) {
+            if FREE.load(Ordering::SeqCst) {
                 before(info);
                 return;
             }
@@ -136,7 +186,7 @@ impl Write for Output {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if ACTIVE.load(Ordering::SeqCst) && !self.held.is_empty() {
+        if !FREE.load(Ordering::SeqCst) && !self.held.is_empty() {
             let mut out = io::stdout().lock();
             out.write_all(&self.held)?;
             out.flush()?;

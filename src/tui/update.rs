@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::engine::{Command, Phase, Status, TableState};
+use crate::engine::{Command, Phase, Status, TableState, TableStatus};
 use crate::table::TableId;
 
 use super::app::{App, Dialog, Leave, Pane, Sort, View, event_table, event_word, level_word, short_name};
@@ -20,6 +20,10 @@ pub(super) fn update(app: &mut App, live: &Status, action: Action) -> Option<Com
         Action::Interrupt => return interrupt(app, live),
         Action::Redraw => {
             app.redraw = true;
+            return None;
+        }
+        Action::Suspend => {
+            app.say("Not suspended: the pipeline goes on. q stops it; or use another terminal".to_owned(), false);
             return None;
         }
         _ => {}
@@ -94,9 +98,22 @@ pub(super) fn update(app: &mut App, live: &Status, action: Action) -> Option<Com
         | Action::Yes
         | Action::No
         | Action::Interrupt
-        | Action::Redraw => {}
+        | Action::Redraw
+        | Action::Suspend => {}
     }
     None
+}
+
+/// Text that was pasted: for a line that is being typed, and never a key.
+pub(super) fn paste(app: &mut App, live: &Status, pasted: &str) {
+    if !matches!(app.dialog, Some(Dialog::Filter { .. } | Dialog::Resnapshot { .. })) {
+        app.say("Pasted text was dropped: there is nothing to type it into".to_owned(), false);
+        return;
+    }
+    // No line takes more than that.
+    for c in pasted.chars().filter(|c| !c.is_control()).take(200) {
+        update(app, live, Action::Type(c));
+    }
 }
 
 fn interrupt(app: &mut App, live: &Status) -> Option<Command> {
@@ -305,26 +322,31 @@ fn error_detail(app: &App, shown: &Status) -> Option<Dialog> {
     Some(Dialog::Detail { title: "Error".to_owned(), lines: text, scroll: 0 })
 }
 
-/// The live state of the table that the list has its cursor on.
-fn chosen_table(app: &App, live: &Status) -> Option<TableId> {
+/// The live state of the table that the list has its cursor on. Where there is none, it says so.
+fn chosen_table<'a>(app: &mut App, live: &'a Status) -> Option<&'a TableStatus> {
     let shown = app.frozen.as_deref().unwrap_or(live);
-    app.selected_table(shown).map(|at| shown.tables[at].table.0.clone())
+    let chosen = app.selected_table(shown).map(|at| &shown.tables[at].table.0);
+    let table = chosen.and_then(|id| live.tables.iter().find(|table| table.table.0 == *id));
+    if table.is_none() {
+        let filtered = !app.tables.filter.is_empty();
+        let why = if filtered { "no table matches the filter, Esc clears it" } else { "there is no table yet" };
+        app.say(format!("Nothing was asked for: {why}"), true);
+    }
+    table
 }
 
 fn pause(app: &mut App, live: &Status) -> Option<Command> {
-    match live.phase {
-        Phase::Paused | Phase::Pausing => Some(Command::Resume),
-        _ => {
-            let question = format!("Pause (y/N)? Slot grows: {}", headroom(&live.replication));
-            app.dialog = Some(Dialog::Ask { question, command: Command::Pause });
-            None
-        }
+    if live.pause_requested {
+        return Some(Command::Resume);
     }
+    let question = format!("Pause (y/N)? Slot grows: {}", headroom(&live.replication));
+    app.dialog = Some(Dialog::Ask { question, command: Command::Pause });
+    None
 }
 
 fn pause_table(app: &mut App, live: &Status) -> Option<Command> {
-    let id = chosen_table(app, live)?;
-    let table = live.tables.iter().find(|table| table.table.0 == id)?;
+    let table = chosen_table(app, live)?;
+    let id = table.table.0.clone();
     if table.state == TableState::Paused {
         return Some(Command::ResumeTable(id));
     }
@@ -335,8 +357,8 @@ fn pause_table(app: &mut App, live: &Status) -> Option<Command> {
 }
 
 fn resnapshot(app: &mut App, live: &Status) {
-    let Some(id) = chosen_table(app, live) else { return };
-    let Some(table) = live.tables.iter().find(|table| table.table.0 == id) else { return };
+    let Some(table) = chosen_table(app, live) else { return };
+    let id = table.table.0.clone();
     app.dialog = Some(if table.resnapshot {
         let name = text::clean(&short_name(&id));
         let question = format!("A resnapshot of {name} runs. Give it up (y/N)? Documents stay valid.");

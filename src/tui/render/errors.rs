@@ -58,8 +58,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &mut App, shown: &S
         let count = text::right(&line.count.map_or_else(format::unknown, format::rows), 6);
         canvas.put(x, y, 6, &count, Token::Bad);
         canvas.put(x + 7, y, what, &text::clean(&line.what), Token::Text);
-        let last = line.last.or(line.first);
-        let last = match last {
+        let last = match line.last {
             Some(last) if app.ages => text::right(&format::age(last, shown.at), 8),
             Some(last) => format::day_or_time(last, shown.at),
             None => format::unknown(),

@@ -80,6 +80,11 @@ fn phase_pieces(app: &App, status: &Status) -> Vec<Piece> {
     let token = phase_token(phase);
     let held = format::clock_span(format::seconds_since(status.phase_since, status.at));
     let mut pieces = vec![piece(phase.word(), token)];
+    // The other phases of a pause say so themselves.
+    let held_back = phase == Phase::Degraded && status.pause_requested;
+    if held_back {
+        pieces.push(piece(", paused", token));
+    }
     match phase {
         Phase::Connecting | Phase::Pausing | Phase::Paused | Phase::Stopping => {
             pieces.push(piece(format!(" {held}"), token))
@@ -89,10 +94,14 @@ fn phase_pieces(app: &App, status: &Status) -> Vec<Piece> {
     }
     if app.stopping.is_some() && !matches!(phase, Phase::Stopping | Phase::Stopped | Phase::Failed) {
         pieces.push(piece(" stop requested", Token::Warn));
-    } else if copying(status) && !matches!(phase, Phase::Failed | Phase::Stopped | Phase::Stopping | Phase::Connecting)
+    } else if copying(status)
+        && !held_back
+        && !matches!(phase, Phase::Failed | Phase::Stopped | Phase::Stopping | Phase::Connecting)
     {
-        pieces.push(piece(format!("  {}", format::percent(overall(status))), Token::Text));
-        if !matches!(phase, Phase::Paused | Phase::Pausing | Phase::Degraded) {
+        let share = overall(status);
+        pieces.push(piece(format!("  {}", format::percent(share)), Token::Text));
+        // When the last chunk is done, only what has no row any more is left to remove, and nobody knows how long that takes.
+        if share != Some(1.0) && !matches!(phase, Phase::Paused | Phase::Pausing | Phase::Degraded) {
             pieces.push(piece(format!("   ETA {}", format::eta(status.snapshot.eta)), Token::Text));
         }
     }
@@ -171,14 +180,22 @@ fn lag(canvas: &mut Canvas<'_>, area: Rect, app: &App, status: &Status) {
     let kept = wal_kept(replication);
     let (outlook, token) = outlook(replication, status.phase);
     let outlook = if outlook.is_empty() { String::new() } else { format!(", {outlook}") };
-    let wanted = columns(&kept) + columns(&outlook) + 5;
-    let (slot, slot_token) = slot_word(replication, status.phase);
+    let mut wanted = columns(&kept) + columns(&outlook) + 5;
+    let (slot, slot_token) = slot_word(status);
     let mut end = area.right().saturating_sub(2);
     let fits = x + wanted + columns(&slot) <= end;
-    if fits || !matches!(slot_token, Token::Ok | Token::Dim) {
+    // A slot that will be lost matters more than one that is inactive.
+    let deadline = replication.seconds_to_loss.is_some();
+    if fits || slot_token == Token::Bad || (slot_token == Token::Warn && !deadline) {
         end = canvas.put_right(end, y, &slot, slot_token);
     }
     let room = end.saturating_sub(x + 1);
+    // Whole or not at all: `+96.5 MiB…` would read as a size.
+    let mut outlook = outlook;
+    if wanted > room + 1 {
+        wanted -= columns(&outlook);
+        outlook.clear();
+    }
     let label = if wanted + 4 <= room { "WAL kept " } else { "WAL " };
     canvas.pieces(x, y, room, &[piece(label, Token::Dim), piece(kept, Token::Text), piece(outlook, token)]);
 }
@@ -197,9 +214,8 @@ fn flow(canvas: &mut Canvas<'_>, area: Rect, status: &Status) {
         piece(text::right(&format::rate(sink.documents_per_second), 6), Token::Text),
         piece(" doc/s   ", Token::Dim),
     ];
-    let millis = |value: fn(&crate::engine::Latency) -> f64| {
-        sink.latency.as_ref().map_or_else(format::unknown, |latency| format::millis(value(latency)))
-    };
+    let latencies = sink.latency.as_ref().map(|latency| format::latencies([latency.p50, latency.p95, latency.p99]));
+    let ([p50, p95, p99], unit) = latencies.unwrap_or_else(|| ([(); 3].map(|()| format::unknown()), "ms"));
     let throttled = format!("{}/s", format::rate(sink.throttled_per_second));
     if area.width >= 110 {
         let rejected =
@@ -208,14 +224,14 @@ fn flow(canvas: &mut Canvas<'_>, area: Rect, status: &Status) {
         pieces.extend([
             piece(text::right(&format::byte_rate(sink.bytes_per_second), 10), Token::Text),
             piece("   bulk p50 ", Token::Dim),
-            piece(millis(|latency| latency.p50), Token::Text),
+            piece(p50, Token::Text),
         ]);
         if big {
-            pieces.extend([piece(" p95 ", Token::Dim), piece(millis(|latency| latency.p95), Token::Text)]);
+            pieces.extend([piece(" p95 ", Token::Dim), piece(p95, Token::Text)]);
         }
         pieces.extend([
             piece(" p99 ", Token::Dim),
-            piece(format!("{} ms", millis(|latency| latency.p99)), Token::Text),
+            piece(format!("{p99} {unit}"), Token::Text),
             piece("   429: ", Token::Dim),
             piece(throttled, throttle_token),
         ]);
@@ -240,10 +256,9 @@ fn flow(canvas: &mut Canvas<'_>, area: Rect, status: &Status) {
     let rejected = text::left(&format::errors(sink.rejected), 4);
     let end = canvas.put_right(area.right(), y, &rejected, rejected_token);
     let end = canvas.put_right(end, y, "rejected ", if sink.rejected > 0 { Token::Bad } else { Token::Dim });
-    for (label, text, token) in [
-        ("bulk p99 ", text::left(&format!("{} ms", millis(|latency| latency.p99)), 9), Token::Text),
-        ("429: ", throttled, throttle_token),
-    ] {
+    for (label, text, token) in
+        [("bulk p99 ", text::left(&format!("{p99} {unit}"), 9), Token::Text), ("429: ", throttled, throttle_token)]
+    {
         let taken: u16 = pieces.iter().map(|(text, _)| columns(text)).sum();
         if taken + columns(label) + columns(text.trim_end()) < end.saturating_sub(x) {
             pieces.extend([piece(label, Token::Dim), piece(text, token)]);

@@ -119,7 +119,7 @@ fn alarm(app: &App, status: &Status, wide: bool) -> Option<Vec<Piece>> {
 /// A key and its word.
 fn hint(info: &CommandInfo, status: &Status) -> Option<(String, u8)> {
     let (word, rank) = info.hint?;
-    let resumes = info.action == Action::Pause && matches!(status.phase, Phase::Pausing | Phase::Paused);
+    let resumes = info.action == Action::Pause && status.pause_requested;
     Some((format!("{}:{}", info.label, if resumes { "Resume" } else { word }), rank))
 }
 

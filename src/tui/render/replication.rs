@@ -26,6 +26,9 @@ use crate::tui::text;
 
 use super::{Canvas, Piece, frozen_title, piece};
 
+/// A healthy stream is now and then behind by this many bytes.
+const LAG_NOISE: f64 = 1_048_576.0;
+
 /// The WAL kept for the slot, of its limit where there is one.
 pub(super) fn wal_kept(replication: &Replication) -> String {
     match (replication.retained_bytes, replication.retained_limit) {
@@ -76,9 +79,10 @@ pub(in crate::tui) fn headroom(replication: &Replication) -> String {
 }
 
 /// The slot in one or two words, for the header.
-pub(super) fn slot_word(replication: &Replication, phase: Phase) -> (String, Token) {
+pub(in crate::tui) fn slot_word(status: &Status) -> (String, Token) {
+    let replication = &status.replication;
     match replication.slot {
-        None if phase == Phase::Connecting => return ("slot -".to_owned(), Token::Dim),
+        None if status.phase == Phase::Connecting => return ("slot -".to_owned(), Token::Dim),
         None => return ("no slot".to_owned(), Token::Dim),
         Some(_) => {}
     }
@@ -86,6 +90,8 @@ pub(super) fn slot_word(replication: &Replication, phase: Phase) -> (String, Tok
         (None, _) => ("slot -".to_owned(), Token::Dim),
         (Some("lost"), _) => ("slot LOST!".to_owned(), Token::Bad),
         (Some("unreserved"), _) => ("slot unreserved!".to_owned(), Token::Bad),
+        // A pause lets go of it.
+        (Some(_), Some(false)) if status.pause_requested => ("slot inactive, paused".to_owned(), Token::Dim),
         (Some(_), Some(false)) => ("slot inactive".to_owned(), Token::Warn),
         (Some("reserved"), _) => ("slot ok".to_owned(), Token::Ok),
         (Some(other), _) => (text::clean(&format!("slot {other}")), Token::Warn),
@@ -104,7 +110,9 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
     let line = |name: &str, text: String, token: Token| vec![label(name), piece(text, token)];
     let text = |name: &str, text: String| line(name, text, Token::Text);
 
-    let (arrow, token) = match app.lag.trend() {
+    // What is not behind does not rise, whatever it did within the last half minute.
+    let trend = app.lag.trend(LAG_NOISE).filter(|_| replication.lag_bytes.is_some_and(|lag| lag > 0));
+    let (arrow, token) = match trend {
         Some(1) => ("▲ rising", Token::Warn),
         Some(-1) => ("▼ falling", Token::Ok),
         Some(_) => ("= steady", Token::Dim),
@@ -134,11 +142,12 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
         lines.push(Vec::new());
     }
 
-    let (word, token) = slot_word(replication, shown.phase);
+    let (word, token) = slot_word(shown);
     let slot = match (&replication.slot, &replication.wal_status) {
         (Some(_), Some(status)) => {
             let active = match replication.active {
                 Some(true) => ", active",
+                Some(false) if wide && shown.pause_requested => ", inactive, paused",
                 Some(false) => ", inactive",
                 None => "",
             };

@@ -47,18 +47,14 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
     ]];
     lines.push(match sink.latency {
         Some(latency) => {
-            let mut line = vec![
-                dim("p50 "),
-                text(format::millis(latency.p50)),
-                dim("  p95 "),
-                text(format::millis(latency.p95)),
-                dim("  p99 "),
-                text(format::millis(latency.p99)),
-            ];
+            // The narrow pane has no room for the slowest, which must not choose its unit either.
+            let max = if wide { latency.max } else { 0.0 };
+            let ([p50, p95, p99, max], unit) = format::latencies([latency.p50, latency.p95, latency.p99, max]);
+            let mut line = vec![dim("p50 "), text(p50), dim("  p95 "), text(p95), dim("  p99 "), text(p99)];
             if wide {
-                line.extend([dim("  max "), text(format::millis(latency.max))]);
+                line.extend([dim("  max "), text(max)]);
             }
-            line.push(dim(" ms"));
+            line.push(dim(&format!(" {unit}")));
             line
         }
         None => vec![dim("p50 -  p95 -  p99 - ms")],

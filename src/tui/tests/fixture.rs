@@ -251,12 +251,13 @@ pub(super) fn streaming() -> Status {
 
 /// A pause was asked for.
 pub(super) fn pausing() -> Status {
-    Status { phase: Phase::Pausing, phase_since: NOW - 2 * SECOND, ..backfill() }
+    Status { phase: Phase::Pausing, phase_since: NOW - 2 * SECOND, pause_requested: true, ..backfill() }
 }
 
 /// The pause has come.
 pub(super) fn paused() -> Status {
-    let mut status = Status { phase: Phase::Paused, phase_since: NOW - 252 * SECOND, ..backfill() };
+    let mut status =
+        Status { phase: Phase::Paused, phase_since: NOW - 252 * SECOND, pause_requested: true, ..backfill() };
     (status.sink.in_flight, status.sink.queued_documents, status.sink.documents_per_second) = (0, 0, 0.0);
     (status.sink.bytes_per_second, status.sink.throttled_per_second) = (0.0, 0.0);
     status.rates = Rates::default();
@@ -264,6 +265,7 @@ pub(super) fn paused() -> Status {
         (table.rows_per_second, table.eta) = (0.0, None);
     }
     status.snapshot.active_workers = 0;
+    (status.replication.active, status.replication.active_pid) = (Some(false), None);
     status
 }
 
@@ -274,7 +276,7 @@ pub(super) fn failed() -> Status {
         "the slot cdc_shop is lost: PostgreSQL removed WAL that it needed",
         "Raise max_slot_wal_keep_size, drop the slot with `pgtide drop`, and start again: all tables are copied anew.",
     );
-    let mut status = Status { phase: Phase::Failed, problem: Some(problem), ..paused() };
+    let mut status = Status { phase: Phase::Failed, problem: Some(problem), pause_requested: false, ..paused() };
     status.replication.wal_status = Some("lost".to_owned());
     status.replication.active = Some(false);
     (status.replication.seconds_to_loss, status.replication.safe_bytes) = (None, Some(0));

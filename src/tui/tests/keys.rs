@@ -16,6 +16,7 @@ fn key(c: char) -> KeyEvent {
         '\t' => KeyCode::Tab,
         '\u{1b}' => KeyCode::Esc,
         '\u{8}' => KeyCode::Backspace,
+        '\u{1a}' => return KeyEvent::new(KeyCode::Char('z'), KeyModifiers::CONTROL),
         '\u{3}' => return KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL),
         c => KeyCode::Char(c),
     };
@@ -72,6 +73,28 @@ fn a_resume_asks_nothing() {
     }
     let status = fixture::backfill();
     assert_eq!(press(&mut ready(&status), &status, "GP"), [Command::ResumeTable(TableId::new("public", "carts"))]);
+}
+
+#[test]
+fn a_pause_during_trouble_is_seen_and_can_be_taken_back() {
+    let mut status = fixture::degraded();
+    let mut app = ready(&status);
+    assert_eq!(press(&mut app, &status, "py"), [Command::Pause]);
+    let (control, mut commands) = Control::channel();
+    app.track(Command::Pause, control.request(Command::Pause), &status);
+    commands.try_recv().unwrap().1.send(Ok(())).unwrap();
+    status.pause_requested = true;
+    app.observe(&status);
+    assert_eq!(app.requests.len(), 0, "it is true, although the phase does not change");
+    let shown = text(&draw(&mut app, &status, 80, 24));
+    assert!(shown.contains("RETRYING, paused attempt 7") && shown.contains("p:Resume"), "{shown}");
+    assert_eq!(press(&mut app, &status, "p"), [Command::Resume]);
+    app.track(Command::Resume, control.request(Command::Resume), &status);
+    commands.try_recv().unwrap().1.send(Ok(())).unwrap();
+    status.pause_requested = false;
+    app.observe(&status);
+    assert_eq!(app.requests.len(), 0);
+    assert!(!text(&draw(&mut app, &status, 80, 24)).contains("paused attempt"));
 }
 
 #[test]
@@ -201,6 +224,39 @@ fn only_two_interrupts_in_two_seconds_force() {
 }
 
 #[test]
+fn pasted_text_is_typed_where_text_is_wanted_and_no_key_anywhere() {
+    let status = fixture::backfill();
+    for keys in ["", "p", "q", "?", "4j\n", "5"] {
+        let mut app = ready(&status);
+        press(&mut app, &status, keys);
+        let before = app.dialog.clone();
+        update::paste(&mut app, &status, "select qty from orders;\nSELECT 1;\ny\n");
+        assert_eq!((&app.dialog, app.leave, app.stopping), (&before, None, None), "{keys:?}");
+        assert!(app.message.is_some());
+    }
+    let mut app = ready(&status);
+    press(&mut app, &status, "/");
+    update::paste(&mut app, &status, "order\r\n\u{1b}_items\n");
+    assert!(matches!(app.dialog, Some(Dialog::Filter { .. })));
+    assert_eq!(app.tables.filter.0, "order_items");
+    let mut app = ready(&status);
+    press(&mut app, &status, "r");
+    update::paste(&mut app, &status, "orders\t\n");
+    assert_eq!(press(&mut app, &status, "\t\n"), [Command::Resnapshot(orders())]);
+}
+
+#[test]
+fn a_suspension_is_refused_in_words() {
+    let status = fixture::backfill();
+    for keys in ["\u{1a}", "p\u{1a}n", "/\u{1a}\n", "q\u{1a}\u{1b}"] {
+        let mut app = ready(&status);
+        assert_eq!(press(&mut app, &status, keys), [], "{keys:?}");
+        let shown = text(&draw(&mut app, &status, 80, 24));
+        assert!(shown.contains("Not suspended: the pipeline goes on. q stops it; or use another terminal "), "{shown}");
+    }
+}
+
+#[test]
 fn a_key_held_down_moves_and_does_nothing_else() {
     let status = fixture::backfill();
     let mut app = ready(&status);
@@ -225,7 +281,7 @@ fn a_request_is_no_fact_until_the_status_says_so() {
         text(&draw(app, status, 80, 24)).lines().nth(22).unwrap().trim().to_owned()
     };
     let mut ask = |app: &mut App| {
-        app.track(Command::Pause, control.request(Command::Pause));
+        app.track(Command::Pause, control.request(Command::Pause), &status);
         commands.try_recv().unwrap().1
     };
     let reply = ask(&mut app);
@@ -251,18 +307,37 @@ fn a_request_is_no_fact_until_the_status_says_so() {
 }
 
 #[test]
+fn a_resnapshot_that_ends_between_two_frames_is_seen() {
+    let mut status = fixture::backfill();
+    status.tables[0].resnapshots_ended = 4;
+    let mut app = ready(&status);
+    let (control, mut commands) = Control::channel();
+    let command = Command::Resnapshot(orders());
+    app.track(command.clone(), control.request(command), &status);
+    commands.try_recv().unwrap().1.send(Ok(())).unwrap();
+    app.observe(&status);
+    assert_eq!(app.requests.len(), 1, "nothing has happened yet");
+    status.tables[0].resnapshots_ended = 5;
+    app.observe(&status);
+    assert_eq!(app.requests.len(), 0);
+    app.clock += Duration::from_secs(61);
+    app.observe(&status);
+    assert_eq!(app.message, None);
+}
+
+#[test]
 fn a_stop_that_is_refused_can_be_asked_for_again() {
     let status = fixture::backfill();
     let mut app = ready(&status);
     let (control, mut commands) = Control::channel();
     assert_eq!(press(&mut app, &status, "q\n"), [Command::Stop]);
-    app.track(Command::Stop, control.request(Command::Stop));
+    app.track(Command::Stop, control.request(Command::Stop), &status);
     commands.try_recv().unwrap().1.send(Err("not now".to_owned())).unwrap();
     app.observe(&status);
     assert_eq!((app.stopping, app.leave), (None, None));
     assert_eq!(press(&mut app, &status, "q\n"), [Command::Stop]);
     // An engine that has gone cannot be waited for.
-    app.track(Command::Stop, control.request(Command::Stop));
+    app.track(Command::Stop, control.request(Command::Stop), &status);
     drop(commands);
     app.observe(&status);
     assert_eq!(app.leave, Some(Leave::Ended));
@@ -291,6 +366,12 @@ fn filters_are_live_and_escape_brings_the_old_one_back() {
     assert_eq!(press(&mut app, &status, "Py"), [Command::PauseTable(orders())]);
     press(&mut app, &status, "/nothing of the kind\n");
     assert_eq!(press(&mut app, &status, "Pyrorders\t\n"), []);
+    for key in ["r", "P"] {
+        let mut app = ready(&status);
+        press(&mut app, &status, &format!("/nothing of the kind\n{key}"));
+        let shown = text(&draw(&mut app, &status, 80, 24));
+        assert!(shown.contains("! Nothing was asked for: no table matches the filter, Esc clears it"), "{shown}");
+    }
 }
 
 #[test]

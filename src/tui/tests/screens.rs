@@ -3,6 +3,7 @@
 use super::*;
 use crate::tui::app::{Dialog, Pane, View};
 use crate::tui::input;
+use crate::tui::style::Token;
 use crate::tui::update::update;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
@@ -154,6 +155,111 @@ fn what_never_goes() {
             assert!(text.contains(wanted), "{wanted} is missing at {width}x{height}:\n{text}");
         }
     }
+}
+
+/// Half of a rate reads as a size.
+#[test]
+fn what_does_not_fit_the_header_goes_as_a_whole() {
+    let mut status = fixture::streaming();
+    let replication = &mut status.replication;
+    (replication.retained_bytes, replication.active) = (Some(2_831_155), Some(false));
+    replication.wal_per_second = Some(96.5 * 1_048_576.0 / 3600.0);
+    let line = |width| {
+        let text = text(&draw(&mut app(), &status, width, 24));
+        text.lines().nth(1).unwrap().to_owned()
+    };
+    let narrow = line(80);
+    assert!(narrow.contains("WAL kept 2.7 MiB ") && narrow.contains("slot inactive"), "{narrow}");
+    assert!(!narrow.contains('+') && !narrow.contains('…'), "{narrow}");
+    assert!(line(100).contains("2.7 MiB, no limit, +96.5 MiB/h"), "{}", line(100));
+    // A deadline stays before a slot that is inactive.
+    let mut status = fixture::backfill();
+    status.replication.active = Some(false);
+    let text = text(&draw(&mut app(), &status, 60, 15));
+    let line = text.lines().nth(1).unwrap();
+    assert!(line.contains("3.4 of 50 GiB, full in 3h14m") && !line.contains('…'), "{line}");
+}
+
+#[test]
+fn slow_answers_fit_their_pane() {
+    let mut status = fixture::backfill();
+    status.sink.latency = Some(crate::engine::Latency { p50: 4_145.0, p95: 12_714.0, p99: 14_612.0, max: 20_000.0 });
+    for (width, height, wanted) in [
+        (80, 24, "bulk p99 14.6 s"),
+        (120, 40, "p50 4.1  p95 12.7  p99 14.6 s"),
+        (120, 40, "bulk p50 4.1 p99 14.6 s"),
+        (200, 60, "p50 4.1  p95 12.7  p99 14.6  max 20.0 s"),
+    ] {
+        let shown = text(&draw(&mut app(), &status, width, height));
+        assert!(shown.contains(wanted), "{wanted} is missing:\n{shown}");
+    }
+}
+
+#[test]
+fn a_sweep_has_no_time_to_its_end() {
+    let mut status = fixture::streaming();
+    status.tables[0].state = crate::engine::TableState::Copying;
+    let header = text(&draw(&mut app(), &status, 80, 24)).lines().next().unwrap().to_owned();
+    assert!(header.contains("100.0%") && !header.contains("ETA"), "{header}");
+}
+
+#[test]
+fn an_outage_is_one_error_and_its_begin_is_not_its_last_time() {
+    let mut status = fixture::degraded();
+    let errors = |status: &Status| {
+        let mut app = app();
+        draw(&mut app, status, 80, 24);
+        press(&mut app, status, "5");
+        text(&draw(&mut app, status, 80, 24))
+    };
+    // The problem of a PostgreSQL that is gone, and a sink that is gone too.
+    let shown = errors(&status);
+    assert!(
+        shown.contains("(pipeline)      -        Elasticsearch at") && shown.contains("(elasticsearch) -"),
+        "{shown}"
+    );
+    status.problem.as_mut().unwrap().message = "connection refused".to_owned();
+    let shown = errors(&status);
+    assert!(!shown.contains("(pipeline)") && shown.contains("(elasticsearch)"), "{shown}");
+}
+
+#[test]
+fn the_trend_of_the_lag_is_no_noise() {
+    const MIB: u64 = 1 << 20;
+    let trend = |lags: [u64; 2], now: u64| {
+        let mut app = app();
+        let mut status = fixture::streaming();
+        for (step, lag) in lags.into_iter().flat_map(|lag| [lag; 4]).chain([now]).enumerate() {
+            // All but the last within bins of their own.
+            status.at = fixture::NOW + i64::try_from(step.min(7)).unwrap() * 5_000_000;
+            status.replication.lag_bytes = Some(lag);
+            status.at += i64::from(step == 8);
+            app.observe(&status);
+        }
+        let shown = text(&draw(&mut app, &status, 200, 60));
+        ["▲ rising", "▼ falling", "= steady"].into_iter().find(|word| shown.contains(word))
+    };
+    assert_eq!(trend([0, 700], 300), Some("= steady"));
+    assert_eq!(trend([MIB, 3 * MIB], 3 * MIB), Some("▲ rising"));
+    assert_eq!(trend([3 * MIB, MIB], MIB), Some("▼ falling"));
+    assert_eq!(trend([MIB, 3 * MIB], 0), None);
+}
+
+/// A pause lets go of the slot: that is no warning. Whatever else makes it inactive is one.
+#[test]
+fn an_inactive_slot_is_a_warning_unless_the_pipeline_is_paused() {
+    let token = |status: &Status| crate::tui::render::replication::slot_word(status);
+    let mut status = fixture::paused();
+    assert_eq!(token(&status), ("slot inactive, paused".to_owned(), Token::Dim));
+    for (width, height, wanted) in [(100, 24, "slot inactive, paused"), (200, 60, "reserved, inactive, paused")] {
+        let shown = text(&draw(&mut app(), &status, width, height));
+        assert!(shown.contains(wanted), "{shown}");
+    }
+    status.pause_requested = false;
+    assert_eq!(token(&status), ("slot inactive".to_owned(), Token::Warn));
+    status.pause_requested = true;
+    status.replication.wal_status = Some("unreserved".to_owned());
+    assert_eq!(token(&status).1, Token::Bad);
 }
 
 /// A list must show what is selected, wherever the cursor goes.

@@ -91,11 +91,33 @@ struct Terminal {
 
 impl Terminal {
     fn start(mode: &str, environment: &[(&str, &str)]) -> Terminal {
+        let mut command = CommandBuilder::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "tui::tests::terminal::child", "--ignored", "--nocapture", "--test-threads=1"]);
+        Self::run(command, mode, environment)
+    }
+
+    /// In a shell with job control, as a person starts it; and its process id.
+    fn start_in_shell() -> (Terminal, Pid) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pid");
+        let mut command = CommandBuilder::new("bash");
+        command.args(["--norc", "--noprofile", "--noediting", "-i"]);
+        command.env("PS1", "ready> ");
+        command.env("SELF", std::env::current_exe().unwrap());
+        command.env("PID_FILE", &file);
+        let mut terminal = Self::run(command, "", &[]);
+        terminal.wait_for("ready> ");
+        let child = "exec \"$SELF\" --exact tui::tests::terminal::child --ignored --nocapture --test-threads=1";
+        terminal.press(format!("sh -c 'echo $$ >\"$PID_FILE\"; {child}'\n").as_bytes());
+        terminal.wait_for("BACKFILL");
+        let pid = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+        (terminal, Pid::from_raw(pid))
+    }
+
+    fn run(mut command: CommandBuilder, mode: &str, environment: &[(&str, &str)]) -> Terminal {
         let size = PtySize { rows: 24, cols: 80, ..PtySize::default() };
         let pair = native_pty_system().openpty(size).unwrap();
         let before = format!("{:?}", pair.master.get_termios().unwrap());
-        let mut command = CommandBuilder::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "tui::tests::terminal::child", "--ignored", "--nocapture", "--test-threads=1"]);
         command.env_remove("NO_COLOR");
         for (name, value) in [("TERM", "xterm-256color"), ("LC_ALL", "C.UTF-8"), (MODE, mode), ("RUST_BACKTRACE", "0")]
         {
@@ -139,11 +161,22 @@ impl Terminal {
         parser
     }
 
+    #[track_caller]
     fn wait_for(&self, text: &str) {
+        self.wait(text, true);
+    }
+
+    #[track_caller]
+    fn wait_without(&self, text: &str) {
+        self.wait(text, false);
+    }
+
+    #[track_caller]
+    fn wait(&self, text: &str, there: bool) {
         let begun = Instant::now();
-        while !self.screen().screen().contents().contains(text) {
+        while self.screen().screen().contents().contains(text) != there {
             let contents = self.screen().screen().contents();
-            assert!(begun.elapsed() < Duration::from_secs(20), "`{text}` did not come:\n{contents}");
+            assert!(begun.elapsed() < Duration::from_secs(20), "`{text}` is not there: {there}\n{contents}");
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -201,6 +234,79 @@ fn quitting_gives_the_terminal_back() {
     terminal.press(b"\r");
     terminal.wait_for("STOPPING");
     terminal.ends(80);
+}
+
+#[test]
+fn pasted_text_is_no_keys() {
+    let mut terminal = Terminal::start("", &[]);
+    terminal.wait_for("BACKFILL");
+    // What makes the terminal mark it.
+    assert!(terminal.screen().screen().bracketed_paste());
+    terminal.press(b"\x1b[200~select qty from orders;\nSELECT 1;\n\x1b[201~");
+    terminal.wait_for("Pasted text was dropped");
+    assert!(!terminal.screen().screen().contents().contains("Stop and checkpoint"));
+    terminal.press(b"/\x1b[200~order\n_items\x1b[201~");
+    terminal.wait_for("/order_items_");
+    terminal.press(b"\x03\x03");
+    terminal.ends(81);
+    assert!(!terminal.screen().screen().bracketed_paste());
+}
+
+#[test]
+fn job_control_does_not_take_the_screen_away() {
+    let (mut terminal, pid) = Terminal::start_in_shell();
+    // Asked to stop, it does not.
+    kill(pid, Signal::SIGTSTP).unwrap();
+    terminal.press(b"\x1a");
+    terminal.wait_for("Not suspended");
+    // Stopped without being asked, it takes the terminal again.
+    for in_background in [false, true] {
+        kill(pid, Signal::SIGSTOP).unwrap();
+        terminal.wait_for("Stopped");
+        if in_background {
+            kill(pid, Signal::SIGCONT).unwrap();
+            // It goes on, but leaves the terminal to the shell.
+            terminal.press(b"jobs; echo said by the shell\n");
+            terminal.wait_for("\nsaid by the shell");
+            terminal.wait_for("Running");
+        }
+        terminal.press(b"fg\n");
+        terminal.wait_without("ready> ");
+        terminal.wait_for("BACKFILL");
+        let parser = terminal.screen();
+        let screen = parser.screen();
+        assert!(screen.alternate_screen() && screen.hide_cursor() && screen.bracketed_paste());
+        assert!(
+            !screen.contents().contains("Stopped") && !screen.contents().contains("said by"),
+            "{}",
+            screen.contents()
+        );
+        terminal.press(b"?");
+        terminal.wait_for("this help");
+        terminal.press(b"?");
+        terminal.wait_without("this help");
+    }
+    terminal.press(b"\x03\x03");
+    terminal.wait_for("ready> ");
+    // With the code of what it ran last.
+    terminal.press(b"exit\n");
+    terminal.ends(81);
+}
+
+#[test]
+fn in_the_background_the_pipeline_goes_on_and_ends_in_order() {
+    let (mut terminal, pid) = Terminal::start_in_shell();
+    kill(pid, Signal::SIGSTOP).unwrap();
+    terminal.wait_for("Stopped");
+    kill(pid, Signal::SIGCONT).unwrap();
+    // Longer than the screen waits before it looks whether the terminal is its own again.
+    terminal.press(b"sleep 0.3; jobs\n");
+    terminal.wait_for("Running");
+    kill(pid, Signal::SIGTERM).unwrap();
+    terminal.press(b"wait %1; echo code $?\n");
+    terminal.wait_for("code 115");
+    terminal.press(b"exit 0\n");
+    terminal.ends(0);
 }
 
 #[test]
