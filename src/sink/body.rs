@@ -127,6 +127,17 @@ pub(super) struct Item {
 }
 
 /// A bulk body under construction, with the start of every item, so that items can be sent again apart.
+///
+/// ```
+/// use pgtide::sink::{Body, Target};
+///
+/// let users = Target::new("users", 0);
+/// let mut body = Body::with_capacity(4096);
+/// body.index(&users, b"5", 123, |out| out.extend_from_slice(br#"{"id":5}"#));
+/// assert_eq!(body.as_bytes(), br#"{"index":{"_index":"users","_id":"5","version":123,"version_type":"external_gte"}}
+/// {"id":5}
+/// "#);
+/// ```
 #[derive(Clone, Debug)]
 pub struct Body {
     bytes: Vec<u8>,

@@ -196,7 +196,10 @@ impl Client {
         content: Content,
     ) -> Result<Answer, SinkError> {
         let mut url = node.url.clone();
-        if let Ok(mut segments) = url.path_segments_mut() {
+        // Without a path it is the URL as it was written: a proxy may tell /es/ from /es.
+        if !path.is_empty()
+            && let Ok(mut segments) = url.path_segments_mut()
+        {
             segments.pop_if_empty().extend(path);
         }
         if !query.is_empty() {

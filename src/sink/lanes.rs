@@ -306,3 +306,26 @@ impl Shared {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::config;
+    use crate::sink::{Client, SinkOptions};
+
+    #[tokio::test]
+    async fn a_lane_that_dies_is_noticed() {
+        let config = config::Elasticsearch { urls: vec!["http://127.0.0.1:1".to_owned()], ..Default::default() };
+        let sink = Sink::new(Client::new(&config).unwrap(), SinkOptions::new(1, "/nonexistent/dead".into()));
+        let limits = Limits { documents: 1, bytes: usize::MAX };
+        let mut lanes = Lanes::new(sink, 1, limits, CancellationToken::new());
+        let target = Target::new("users", 0);
+        lanes.body_for(&target, b"1", Lsn(1)).delete(&target, b"1", 1);
+        lanes.flush_full().await.unwrap();
+        lanes.lanes[0].task.abort();
+        assert!(matches!(lanes.drain().await, Err(SinkError::Fault(_))));
+        assert_eq!(lanes.oldest_unanswered(), Some(Lsn(1)));
+    }
+}

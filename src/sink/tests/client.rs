@@ -95,6 +95,18 @@ async fn user_and_password_are_sent_and_the_url_is_shown_without_them() {
 }
 
 #[tokio::test]
+async fn the_path_of_a_url_is_kept() {
+    let server = Server::start(|_, _| Reply::json(200, &json!({"count": 7}))).await;
+    for (path, root, below) in [("", "/", "/i/_count"), ("/", "/", "/i/_count"), ("/es/", "/es/", "/es/i/_count")] {
+        let client = Client::new(&config(&format!("{}{path}", server.url))).unwrap();
+        let _ = client.info().await;
+        client.count("i").await.unwrap();
+        let paths: Vec<_> = server.requests().into_iter().map(|request| request.path).collect();
+        assert!(paths.ends_with(&[root.to_owned(), below.to_owned()]), "{path}: {paths:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_url_that_takes_no_connection_is_passed_over() {
     let answer = |_: usize, _: &super::Request| Reply::json(200, &json!({"count": 1}));
     let (first, second) = (Server::start(answer).await, Server::start(answer).await);
