@@ -164,8 +164,8 @@ impl Documents {
     }
 
     /// All documents as they are now, in no order.
-    pub(super) fn all(&self) -> Vec<Arc<Document>> {
-        self.held.iter().map(|held| Arc::clone(&held.0)).collect()
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Document>> {
+        self.held.iter().map(|held| &held.0)
     }
 
     pub(super) fn forget_tombstones(&mut self) {

@@ -176,9 +176,14 @@ impl Store {
     #[must_use]
     pub fn documents(&self, index: &str) -> BTreeMap<String, (i64, Vec<u8>)> {
         let indices = self.shared.catalog.resolve(index, true).unwrap_or_default();
-        let all = indices.iter().flat_map(|index| index.documents().all());
-        all.map(|document| (document.id().to_owned(), (document.version, document.source().as_bytes().to_vec())))
-            .collect()
+        let entry = |document: &Arc<index::Document>| {
+            (document.id().to_owned(), (document.version, document.source().as_bytes().to_vec()))
+        };
+        let mut all = BTreeMap::new();
+        for index in indices {
+            all.extend(index.documents().all().map(entry));
+        }
+        all
     }
 
     /// Adds a fault to the end of the queue. Of those for its path each request meets the first.

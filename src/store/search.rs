@@ -21,8 +21,8 @@ pub(super) struct View {
 struct Part {
     index: Arc<Index>,
     mapping: Arc<Mapping>,
-    /// In the order of their sequence numbers.
-    documents: Vec<Arc<Document>>,
+    /// In the order of their sequence numbers, which stand beside them: sorting then need not follow pointers.
+    documents: Vec<(u64, Arc<Document>)>,
 }
 
 /// A place in a view: which part, and the sequence number there.
@@ -40,14 +40,16 @@ impl View {
                 }
                 Arc::clone(&meta.mapping)
             };
-            let mut documents = {
+            let mut documents: Vec<_> = {
                 let held = index.documents();
                 match query.and_then(Query::ids) {
-                    Some(ids) => ids.iter().filter_map(|id| held.get(id)).cloned().collect(),
-                    None => held.all(),
+                    Some(ids) => {
+                        ids.iter().filter_map(|id| held.get(id)).map(|found| (found.seq, Arc::clone(found))).collect()
+                    }
+                    None => held.all().map(|found| (found.seq, Arc::clone(found))).collect(),
                 }
             };
-            documents.sort_unstable_by_key(|document| document.seq);
+            documents.sort_unstable_by_key(|(seq, _)| *seq);
             parts.push(Part { index, mapping, documents });
         }
         Ok(Self { parts })
@@ -67,10 +69,10 @@ impl View {
         self.parts.iter().enumerate().flat_map(move |(number, part)| {
             let base = (number as u64) << PART_SHIFT;
             let start = match after {
-                Some(after) => part.documents.partition_point(|document| base + document.seq <= after),
+                Some(after) => part.documents.partition_point(|(seq, _)| base + seq <= after),
                 None => 0,
             };
-            part.documents[start..].iter().filter_map(move |document| {
+            part.documents[start..].iter().filter_map(move |(seq, document)| {
                 if let Some((id, max)) = slice
                     && foldhash::quality::FixedState::default().hash_one(document.id()) % max != id
                 {
@@ -80,7 +82,7 @@ impl View {
                 query.matches(&subject).then(|| Found {
                     document: Arc::clone(document),
                     index: Arc::clone(&part.index),
-                    place: base + document.seq,
+                    place: base + seq,
                     sort: Vec::new(),
                 })
             })
