@@ -92,7 +92,7 @@ fn alarm(app: &App, status: &Status, wide: bool) -> Option<Vec<Piece>> {
         return warn(format!("attempt {}: {}. {}", trouble.attempts, trouble.reason, trouble.hint));
     }
     if out_token == Token::Bad {
-        return bad(format!("WAL kept for the slot: {out}"));
+        return bad(format!("WAL for the slot: {out}, then PostgreSQL may remove it"));
     }
     if let Some(place) = &app.panic {
         return bad(format!("a thread panicked at {place}: the log file says more"));

@@ -283,6 +283,27 @@ pub(super) fn failed() -> Status {
     status
 }
 
+/// The end was asked for.
+pub(super) fn stopping() -> Status {
+    Status { phase: Phase::Stopping, phase_since: NOW - 2 * SECOND, ..backfill() }
+}
+
+/// One table is copied again under the stream, with the disk of the primary filling up.
+pub(super) fn recopying() -> Status {
+    let mut status = streaming();
+    let orders = &mut status.tables[0];
+    (orders.state, orders.resnapshot, orders.rows_total_exact) = (TableState::Copying, true, false);
+    (orders.rows_done, orders.rows_per_second, orders.eta) = (1_200_000, 61_000.0, Some(138));
+    orders.chunks = chunks(&[(b'd', 240), (b'c', 4), (b'p', 1676)]);
+    status.snapshot.running = true;
+    status.snapshot.eta = Some(138);
+    let replication = &mut status.replication;
+    (replication.retained_bytes, replication.retained_limit) = (Some(49 << 30), Some(50 << 30));
+    (replication.safe_bytes, replication.seconds_to_loss) = (Some(1 << 30), Some(250));
+    (replication.wal_status, replication.active) = (Some("extended".to_owned()), Some(true));
+    status
+}
+
 /// Elasticsearch refuses.
 pub(super) fn degraded() -> Status {
     let problem = Problem::new(
@@ -381,6 +402,8 @@ pub(super) fn all() -> Vec<(&'static str, Status)> {
         ("pausing", pausing()),
         ("paused", paused()),
         ("failed", failed()),
+        ("stopping", stopping()),
+        ("recopying", recopying()),
         ("degraded", degraded()),
         ("read_only", read_only()),
         ("many_tables", many_tables()),
