@@ -87,7 +87,9 @@ impl Lanes {
             // One waits here while one is in flight.
             let (sender, receiver) = mpsc::channel(1);
             let pending = Pending::default();
-            let task = run(sink.clone(), receiver, Arc::clone(&pending), Arc::clone(&shared), stop.clone());
+            // Made here: a task that ends before its first step is seen, too.
+            let end = End { shared: Arc::clone(&shared), error: Some(SinkError::Fault("a lane has ended".to_owned())) };
+            let task = run(sink.clone(), receiver, Arc::clone(&pending), end, stop.clone());
             Lane {
                 body: sink.body(),
                 commit: Lsn::ZERO,
@@ -262,15 +264,7 @@ impl Lane {
     }
 }
 
-async fn run(
-    sink: Sink,
-    mut loads: mpsc::Receiver<Load>,
-    pending: Pending,
-    shared: Arc<Shared>,
-    stop: CancellationToken,
-) {
-    // Seen by those who wait even when the task panics.
-    let mut end = End { shared, error: Some(SinkError::Fault("a lane has ended".to_owned())) };
+async fn run(sink: Sink, mut loads: mpsc::Receiver<Load>, pending: Pending, mut end: End, stop: CancellationToken) {
     while let Some(load) = loads.recv().await {
         if let Err(error) = sink.deliver_queued(load.body, load.queued, &stop).await {
             end.error = Some(error);
@@ -282,6 +276,7 @@ async fn run(
     end.error = None;
 }
 
+/// Tells those who wait that a lane is gone, whichever way it went.
 struct End {
     shared: Arc<Shared>,
     error: Option<SinkError>,
@@ -319,7 +314,7 @@ mod tests {
     async fn a_lane_that_dies_is_noticed() {
         let config = config::Elasticsearch { urls: vec!["http://127.0.0.1:1".to_owned()], ..Default::default() };
         let sink = Sink::new(Client::new(&config).unwrap(), SinkOptions::new(1, "/nonexistent/dead".into()));
-        let limits = Limits { documents: 1, bytes: usize::MAX };
+        let limits = Limits { documents: 1, bytes: usize::MAX, linger: Duration::ZERO };
         let mut lanes = Lanes::new(sink, 1, limits, CancellationToken::new());
         let target = Target::new("users", 0);
         lanes.body_for(&target, b"1", Lsn(1)).delete(&target, b"1", 1);

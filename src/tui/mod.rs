@@ -10,6 +10,7 @@ mod command;
 mod format;
 mod history;
 mod input;
+mod keys;
 mod render;
 mod style;
 mod term;
@@ -26,7 +27,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossterm::event::{self, Event};
+use crossterm::event::Event;
 use crossterm::queue;
 use crossterm::terminal::{BeginSynchronizedUpdate, EndSynchronizedUpdate};
 use ratatui::Terminal;
@@ -41,6 +42,7 @@ pub use style::ColorChoice;
 pub use term::suitable;
 
 use app::Leave;
+use keys::Keys;
 use term::{Guard, Output};
 
 /// How the dashboard looks and what it may do.
@@ -134,6 +136,7 @@ pub fn run(
     let terminal = Terminal::new(backend).map_err(failed("being set up"))?;
     let profile = options.profile;
     let mut screen = Screen {
+        keys: Keys::start().map_err(failed("being set up"))?,
         terminal,
         app: App::new(&options),
         pace: Pace::default(),
@@ -151,7 +154,9 @@ pub fn run(
         }
     }
     let report = profile.then(|| screen.profile(bytes.load(Ordering::Relaxed)));
-    // The guard first: what ratatui still writes when it is dropped must not reach a terminal that has gone, which it would
+    // What is typed from here on is the shell's.
+    screen.keys.end();
+    // The guard before the screen: what ratatui still writes when it is dropped must not reach a terminal that has gone, which it would
     // report on stderr, nor the shell's screen.
     drop(guard);
     drop(screen);
@@ -186,6 +191,7 @@ impl Pace {
 }
 
 struct Screen {
+    keys: Keys,
     terminal: Terminal<CrosstermBackend<Output>>,
     app: App,
     pace: Pace,
@@ -233,8 +239,8 @@ impl Screen {
             let wait = next.saturating_duration_since(Instant::now()).min(TICK);
             if self.away {
                 thread::sleep(wait);
-            } else if term::input(wait).map_err(failed("waiting for a key"))? {
-                self.read(&status, control)?;
+            } else if let Some(event) = self.keys.next(wait).map_err(failed("being read"))? {
+                self.take(event, &status, control)?;
                 next = Instant::now();
             }
             self.send_stop(control, &status);
@@ -246,11 +252,13 @@ impl Screen {
         }
     }
 
-    /// Reads all that was typed, so that one frame shows the whole of it.
-    fn read(&mut self, status: &Status, control: &Control) -> Result<(), TuiError> {
+    /// Takes `event` and all that came after it, so that one frame shows the whole of it.
+    fn take(&mut self, event: Event, status: &Status, control: &Control) -> Result<(), TuiError> {
+        let mut next = Some(event);
         // A bound, so that a flood of keys cannot keep the screen from being drawn.
         for _ in 0..512 {
-            match event::read().map_err(failed("reading a key"))? {
+            let Some(event) = next else { break };
+            match event {
                 Event::Key(key) => {
                     if let Some(action) = input::action(&self.app, key)
                         && let Some(command) = update::update(&mut self.app, status, action)
@@ -261,9 +269,10 @@ impl Screen {
                 Event::Paste(text) => update::paste(&mut self.app, status, &text),
                 _ => {}
             }
-            if self.app.leave.is_some() || !term::input(Duration::ZERO).map_err(failed("waiting for a key"))? {
+            if self.app.leave.is_some() {
                 break;
             }
+            next = self.keys.next(Duration::ZERO).map_err(failed("being read"))?;
         }
         Ok(())
     }

@@ -1,12 +1,10 @@
 //! The terminal: taken on start, given back whatever happens.
 
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::AsFd;
 use std::panic;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError};
 use std::thread::{self, ThreadId};
-use std::time::Duration;
 
 use crossterm::cursor::{Hide, Show};
 use crossterm::event::{DisableBracketedPaste, EnableBracketedPaste};
@@ -14,8 +12,6 @@ use crossterm::execute;
 use crossterm::terminal::{
     EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{getpgrp, tcgetpgrp};
 use signal_hook::consts::{SIGCONT, SIGTSTP};
 use signal_hook::flag;
@@ -106,32 +102,6 @@ fn restore() {
             let _ = disable_raw_mode();
         }
     }
-}
-
-/// Whether there is an event to read, after waiting for at most `wait` for one.
-///
-/// crossterm 0.29 must not be asked while the terminal is hung up: it reads its end of file over and over and never comes
-/// back, so that not even the SIGHUP would be seen. The kernel is asked first.
-///
-/// # Errors
-/// The terminal has hung up, or cannot be asked.
-pub(super) fn input(wait: Duration) -> io::Result<bool> {
-    let stdin = io::stdin();
-    let mut terminal = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
-    match poll(&mut terminal, PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO)) {
-        // A signal, such as a change of size: crossterm knows about it.
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(errno) => return Err(errno.into()),
-    }
-    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
-    if terminal[0].revents().is_some_and(|found| found.intersects(gone)) {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has hung up"));
-    }
-    // What is typed while we are in the background is the shell's, and to read it would stop us.
-    if !foreground() {
-        return Ok(false);
-    }
-    crossterm::event::poll(Duration::ZERO)
 }
 
 /// Where another thread panicked, if one did.

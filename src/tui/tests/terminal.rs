@@ -336,6 +336,24 @@ fn a_terminal_that_goes_away_ends_it() {
     assert_eq!(terminal.code(), 101, "the SIGHUP that comes with it is what it reports");
 }
 
+/// The first half of an escape sequence makes crossterm wait for the other half. The screen goes on, and so do signals.
+#[test]
+fn half_an_escape_sequence_freezes_nothing() {
+    let mut terminal = Terminal::start("", &[]);
+    terminal.wait_for("BACKFILL");
+    terminal.press(b"\x1b[");
+    let bytes = |terminal: &Terminal| terminal.seen.lock().unwrap().len();
+    thread::sleep(Duration::from_millis(300));
+    let before = bytes(&terminal);
+    let begun = Instant::now();
+    while bytes(&terminal) == before {
+        assert!(begun.elapsed() < Duration::from_secs(10), "no frame comes any more");
+        thread::sleep(Duration::from_millis(20));
+    }
+    terminal.signal(Signal::SIGTERM);
+    terminal.ends(115);
+}
+
 #[test]
 fn a_panic_of_the_screen_gives_the_terminal_back_and_is_told() {
     let mut terminal = Terminal::start("screen panics", &[]);
