@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 use tokio_util::sync::CancellationToken;
 
 use self::apply::Applier;
@@ -23,7 +24,7 @@ use crate::mapping::TableMapping;
 use crate::postgres::connect::connect;
 use crate::postgres::replication::{Feedback, Frame, Reader, Session};
 use crate::problem::{Problem, ProblemKind};
-use crate::sink::{Lanes, Limits, Sink};
+use crate::sink::{Lanes, Limits, Sink, SinkError};
 use crate::snapshot::Resnapshots;
 use crate::telemetry::Counters;
 
@@ -68,8 +69,15 @@ pub async fn run(options: Options) -> Result<(), Problem> {
     let relations = Relations::of(&client, tables, handler.is_none()).await?;
     let mut applier = Applier::new(lanes, relations, client, sink, counters, handler, resnapshots, give_up.clone());
     let mut pass = gate.enter();
+    // Only a slot that was ours a moment ago is waited for; of another holder the operator is told at once.
+    let mut patience = Duration::ZERO;
     loop {
-        let (mut reader, feedback) = start(&config).await?;
+        let (mut reader, feedback) = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            started = start(&config, patience) => started?,
+        };
+        patience = RELEASE;
         feedback.confirm(applier.confirm());
         let outcome = read(&mut reader, &feedback, &mut applier, &mut pass, &stop).await;
         // Whatever ended it: what was sent is brought home, so that nothing of it arrives behind the back of the next
@@ -85,33 +93,39 @@ pub async fn run(options: Options) -> Result<(), Problem> {
             }
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => {
+                    let answered = applier.lanes().oldest_unanswered().is_none();
+                    return if answered { Ok(()) } else { answered_in_time(drained) };
+                }
                 rested = rest(&mut applier, &mut pass) => rested?,
             }
             continue;
         }
         give_up.cancel();
-        let drained = match drained {
-            Ok(drained) => drained.map_err(Problem::from),
-            Err(_) => Err(Problem::new(
-                ProblemKind::Elasticsearch,
-                "Elasticsearch did not answer for the last bulks in time",
-                "They are sent again at the next start: nothing of them was confirmed.",
-            )),
-        };
-        return outcome.map(drop).and(drained).and(finished.map_err(Problem::from));
+        return outcome.map(drop).and(answered_in_time(drained)).and(finished.map_err(Problem::from));
+    }
+}
+
+fn answered_in_time(drained: Result<Result<(), SinkError>, Elapsed>) -> Result<(), Problem> {
+    match drained {
+        Ok(drained) => drained.map_err(Problem::from),
+        Err(_) => Err(Problem::new(
+            ProblemKind::Elasticsearch,
+            "Elasticsearch did not answer for the last bulks in time",
+            "They are sent again at the next start: nothing of them was confirmed.",
+        )),
     }
 }
 
 /// Begins to stream from wherever the slot stands: a position of ours that is ahead of it would silently skip.
-async fn start(config: &Config) -> Result<(Reader, Feedback), Problem> {
+async fn start(config: &Config, patience: Duration) -> Result<(Reader, Feedback), Problem> {
     let cdc = &config.cdc;
     let began = Instant::now();
     loop {
         let session = Session::connect(cdc, "stream").await?;
         match session.start(&cdc.slot.name, Lsn::ZERO, &cdc.publication.name).await {
             // The server has not let go of it yet: it was ours a moment ago.
-            Err(error) if error.sqlstate() == Some("55006") && began.elapsed() < RELEASE => {
+            Err(error) if error.sqlstate() == Some("55006") && began.elapsed() < patience => {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             started => return started.map_err(Problem::from),
