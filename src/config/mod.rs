@@ -252,6 +252,9 @@ pub struct Snapshot {
     pub chunk_size: u64,
     /// `claimTimeout`: a process that holds the job and gave no heartbeat for so long is said to hang, default 30 s.
     pub claim_timeout: Duration,
+    /// `releaseAfter`: a pause that lasts longer lets go of the exported snapshot, which keeps VACUUM from removing
+    /// rows; default 10 min. Resumed, the copy goes on under a new one.
+    pub release_after: Duration,
     /// `heartbeatInterval`, default 5 s.
     pub heartbeat_interval: Duration,
     /// `instanceId`, default `hostname-pid`.
@@ -348,6 +351,7 @@ impl Default for Snapshot {
             mode: Mode::default(),
             chunk_size: 8000,
             claim_timeout: Duration::from_secs(30),
+            release_after: Duration::from_secs(600),
             heartbeat_interval: Duration::from_secs(5),
             instance_id: None,
             id: None,

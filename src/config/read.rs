@@ -327,6 +327,7 @@ fn snapshot(section: &Section<'_>, snapshot: &mut Snapshot) {
     set(&mut snapshot.mode, section.get("mode").and_then(|field| field.choice(&modes)));
     let rows = |field: Field<'_>| field.number("a number of rows", 1..=i32::MAX.unsigned_abs().into());
     set(&mut snapshot.chunk_size, section.get("chunkSize").and_then(rows));
+    set(&mut snapshot.release_after, section.get("releaseAfter").and_then(|field| field.duration(false)));
     set(&mut snapshot.claim_timeout, section.get("claimTimeout").and_then(|field| field.duration(false)));
     set(&mut snapshot.heartbeat_interval, section.get("heartbeatInterval").and_then(|field| field.duration(false)));
     snapshot.instance_id = section.get("instanceId").and_then(|field| field.name());

@@ -215,18 +215,23 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
     let server = preflight::server(&client).await?;
     shared.set_server(&server);
     let slot_name = cdc.slot.name.as_str();
-    let slot = match mode {
-        Mode::SnapshotOnly => None,
-        Mode::Initial | Mode::Never => slot::find(&client, slot_name).await?,
-    };
+    let mut slot = find_slot(&client, config).await?;
     server.check(config, slot.as_ref())?;
-    if let Some(info) = &slot {
-        slot::usable(slot_name, info, &cdc.database)?;
-    }
     let names: Vec<TableId> = shared.mappings.iter().map(|mapping| mapping.table.clone()).collect();
     let ledger = open_ledger(shared, config).await?;
     if slot.is_some() {
         publication_stayed(shared, &client, &ledger, &server).await?;
+    }
+    let known = ledger.tables().await?;
+    for table in preflight::unpublished(&client, config, &server, &names).await? {
+        // Of a table that was copied before, the changes since it was taken out of the publication are lost. The wish
+        // comes first: once the table is published nothing tells that it was not.
+        if known.contains(&table.id) {
+            ledger.want(&table.id).await?;
+        }
+        publication::add(&client, cdc, table, server.version).await?;
+        let name = &cdc.publication.name;
+        shared.counters.notice(Level::Info, format!("{}: added to publication {name}", table.id));
     }
     preflight::tables(&client, config, &server, &names, shared.options.handler.is_none()).await?;
     let context = shared.snapshot_context(stop);
@@ -246,7 +251,12 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         let copied = copied_tables(config, &shared.mappings);
         let began = Instant::now();
         shared.copy_begins();
-        let outcome = snapshot::initial(&context, &ledger, &copied, slot.as_ref(), &server.system_id).await;
+        let outcome = loop {
+            match snapshot::initial(&context, &ledger, &copied, slot.as_ref(), &server.system_id).await {
+                Ok(snapshot::Ended::Released) => slot = find_slot(&client, config).await?,
+                outcome => break outcome,
+            }
+        };
         shared.copy_ended();
         outcome?;
         shared.fresh_copy_done();
@@ -312,6 +322,18 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
     }
 }
 
+/// The slot, if there is one; none in mode `snapshot_only`, which has no use for it.
+async fn find_slot(client: &tokio_postgres::Client, config: &Config) -> Result<Option<slot::SlotInfo>, Problem> {
+    if config.mode() == Mode::SnapshotOnly {
+        return Ok(None);
+    }
+    let (name, found) = (&config.cdc.slot.name, slot::find(client, &config.cdc.slot.name).await?);
+    if let Some(info) = &found {
+        slot::usable(name, info, &config.cdc.database)?;
+    }
+    Ok(found)
+}
+
 async fn open_ledger(shared: &Shared, config: &Config) -> Result<Arc<Ledger>, Problem> {
     let cdc = &config.cdc;
     let job = match config.mode() {
@@ -374,9 +396,15 @@ async fn to_copy(shared: &Shared, ledger: &Ledger, slot: bool, server: &Server) 
     if !job.completed {
         return Ok(true);
     }
+    let copied = copied_tables(config, &shared.mappings);
+    let known = ledger.tables().await?;
+    let added = || copied.iter().map(|mapping| &mapping.table).filter(|table| !known.contains(table));
     if config.mode() == Mode::SnapshotOnly {
-        shared.counters.notice(Level::Info, "the ledger says that this copy is done: nothing to do");
-        return Ok(false);
+        let done = added().next().is_none() && !ledger.is_pending().await?;
+        if done {
+            shared.counters.notice(Level::Info, "the ledger says that this copy is done: nothing to do");
+        }
+        return Ok(!done);
     }
     let name = &config.cdc.slot.name;
     let hint = "Start once with `cdc.snapshot.resnapshot: true`: the tables are copied again, and documents whose rows are \
@@ -395,6 +423,12 @@ async fn to_copy(shared: &Shared, ledger: &Ledger, slot: bool, server: &Server) 
             hint,
         ));
     }
+    for table in added() {
+        ledger.want(table).await?;
+        shared.counters.notice(Level::Info, format!("{table}: new in the configuration, so it is copied"));
+    }
+    let configured: Vec<TableId> = shared.mappings.iter().map(|mapping| mapping.table.clone()).collect();
+    snapshot::forget_others(ledger, &configured, &shared.counters).await?;
     for (mapping, counters) in shared.mappings.iter().zip(&shared.counters.tables) {
         let rows = ledger.rows(&mapping.table).await?;
         if counters.rows_done.load(Relaxed) == 0 {
@@ -444,7 +478,11 @@ async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> std::convert
         shared.copy_ended();
         shared.resnapshot_runs(None);
         match outcome {
-            Ok(()) => attempts = 0,
+            Ok(snapshot::Ended::Copied) => attempts = 0,
+            Ok(snapshot::Ended::Released) => {
+                shared.resnapshots.want(number);
+                continue;
+            }
             Err(_) if stop.is_cancelled() => {
                 // The operator's word. The documents are valid as they are.
                 if let Err(problem) = ledger.forget(&mapping.table).await {

@@ -392,6 +392,44 @@ async fn published(client: &Client, config: &Config, server: &Server, found: &mu
     Ok(())
 }
 
+/// The tables of the configuration that an existing publication leaves out although the configuration would have
+/// created it with them: those that were added to the configuration since, or taken out of the publication. Their
+/// replica identity is as configured when this returns. A table without a key is not among them: published, it would
+/// refuse its application's UPDATE and DELETE.
+///
+/// # Errors
+/// The queries fail.
+pub async fn unpublished<'a>(
+    client: &Client,
+    config: &'a Config,
+    server: &Server,
+    wanted: &[TableId],
+) -> Result<Vec<&'a crate::config::Table>, Problem> {
+    let wanted_publication = &config.cdc.publication;
+    if !wanted_publication.create_if_not_exists {
+        return Ok(Vec::new());
+    }
+    let Some(publication) = publication::find(client, &wanted_publication.name, server.version).await? else {
+        return Ok(Vec::new());
+    };
+    let publishes = |id: &TableId| publication.tables.iter().any(|published| published.id == *id);
+    let mut missing = Vec::new();
+    for table in wanted_publication.tables.iter().filter(|table| wanted.contains(&table.id) && !publishes(&table.id)) {
+        let looked_up = Wanted { id: table.id.clone(), columns: table.columns.clone() };
+        let look = || async { catalog::table(client, &looked_up).await.map_err(|problem| locked(&table.id, problem)) };
+        let Some(mut info) = look().await? else { continue };
+        if publication::set_replica_identity(client, table, info.replica_identity).await?
+            && let Some(changed) = look().await?
+        {
+            info = changed;
+        }
+        if !info.key().is_empty() && !info.leaves.iter().any(|leaf| publishes(&leaf.id)) {
+            missing.push(table);
+        }
+    }
+    Ok(missing)
+}
+
 /// Names that Elasticsearch keeps for itself, or cannot take: said at once rather than once per document.
 fn reserved(info: &TableInfo) -> Result<(), Problem> {
     const RESERVED: &[&str] = &[

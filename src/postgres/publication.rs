@@ -69,23 +69,8 @@ pub async fn find(client: &Client, name: &str, server: u32) -> Result<Option<Pub
 /// PostgreSQL refuses.
 pub async fn create(client: &Client, cdc: &Cdc, server: u32) -> Result<(), Problem> {
     let publication = &cdc.publication;
-    let mut tables = Vec::with_capacity(publication.tables.len());
-    for table in &publication.tables {
-        // Tables that inherit from it are not copied, and without a key of their own their UPDATEs would be refused.
-        let mut text = format!("ONLY {}", table.id.quoted());
-        if !table.columns.is_empty() {
-            if server < 150_000 {
-                return Err(Problem::new(
-                    ProblemKind::Setup,
-                    format!("table {} has `columns`, but this PostgreSQL cannot publish a list of columns", table.id),
-                    "Remove `columns`, or use PostgreSQL 15 or newer.",
-                ));
-            }
-            let columns: Vec<_> = table.columns.iter().map(|column| quote_identifier(column)).collect();
-            text = format!("{text} ({})", columns.join(", "));
-        }
-        tables.push(text);
-    }
+    let tables: Vec<String> =
+        publication.tables.iter().map(|table| clause(table, server)).collect::<Result<_, Problem>>()?;
     let operations = list(Operation::ALL.into_iter().filter(|operation| asked_for(cdc, *operation)));
     let via_root = publication.tables.iter().any(|table| table.partitioned);
     let sql = format!(
@@ -93,13 +78,46 @@ pub async fn create(client: &Client, cdc: &Cdc, server: u32) -> Result<(), Probl
         quote_identifier(&publication.name),
         tables.join(", "),
     );
-    match client.batch_execute(&sql).await {
+    as_owner(client, cdc, "create", &sql).await
+}
+
+/// Publishes one more table of the configuration.
+///
+/// # Errors
+/// PostgreSQL refuses.
+pub async fn add(client: &Client, cdc: &Cdc, table: &Table, server: u32) -> Result<(), Problem> {
+    let name = quote_identifier(&cdc.publication.name);
+    let sql = format!("ALTER PUBLICATION {name} ADD TABLE {}", clause(table, server)?);
+    as_owner(client, cdc, "alter", &sql).await
+}
+
+/// A table as `FOR TABLE` and `ADD TABLE` take it.
+fn clause(table: &Table, server: u32) -> Result<String, Problem> {
+    // Tables that inherit from it are not copied, and without a key of their own their UPDATEs would be refused.
+    let text = format!("ONLY {}", table.id.quoted());
+    if table.columns.is_empty() {
+        return Ok(text);
+    }
+    if server < 150_000 {
+        return Err(Problem::new(
+            ProblemKind::Setup,
+            format!("table {} has `columns`, but this PostgreSQL cannot publish a list of columns", table.id),
+            "Remove `columns`, or use PostgreSQL 15 or newer.",
+        ));
+    }
+    let columns: Vec<_> = table.columns.iter().map(|column| quote_identifier(column)).collect();
+    Ok(format!("{text} ({})", columns.join(", ")))
+}
+
+/// Runs what only the owner of the tables may do; told to another, it is named whole.
+async fn as_owner(client: &Client, cdc: &Cdc, verb: &str, sql: &str) -> Result<(), Problem> {
+    match client.batch_execute(sql).await {
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Err(Problem::new(
             ProblemKind::Setup,
             format!(
-                "user {} may not create publication {}: {}",
+                "user {} may not {verb} publication {}: {}",
                 cdc.username,
-                publication.name,
+                cdc.publication.name,
                 super::PostgresError::from(error)
             ),
             format!(

@@ -7,7 +7,8 @@
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Instant, SystemTime};
 
 use futures_util::StreamExt;
@@ -55,6 +56,8 @@ pub struct Copying {
     pub handler: Option<Arc<dyn Handler>>,
     /// The delete set of a resnapshot.
     pub deletes: Option<Arc<DeleteSet>>,
+    /// Workers that wait, with nothing on its way, because the operator holds every table that is left.
+    pub waiting: AtomicUsize,
     /// Ends the copy.
     pub stop: CancellationToken,
 }
@@ -163,6 +166,7 @@ impl Worker {
         keeper::import(&client, &copying.snapshot).await?;
         let mut pass = copying.gate.enter();
         let mut splitter = Splitter::default();
+        let mut waits = false;
         while !self.stop.is_cancelled() {
             self.park(&mut pass).await?;
             let claimed = copying.ledger.claim(1, &copying.held()).await?;
@@ -170,11 +174,17 @@ impl Worker {
                 if !copying.held().is_empty() {
                     // The rest belongs to tables that the operator holds.
                     self.settle().await?;
+                    if !std::mem::replace(&mut waits, true) {
+                        copying.waiting.fetch_add(1, SeqCst);
+                    }
                     self.wait_for_release(&mut pass).await;
                     continue;
                 }
                 break;
             };
+            if std::mem::take(&mut waits) {
+                copying.waiting.fetch_sub(1, SeqCst);
+            }
             self.copying.counters.active_workers.fetch_add(1, Relaxed);
             let done = self.chunk(&client, chunk, &mut splitter, &mut pass).await;
             self.copying.counters.active_workers.fetch_sub(1, Relaxed);

@@ -8,8 +8,9 @@ mod plan;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -80,7 +81,8 @@ impl Context {
         self.config.cdc.snapshot.workers.unwrap_or_else(|| processors.clamp(2, 8))
     }
 
-    /// Copies the claimable chunks of `tables` under the keeper's snapshot.
+    /// Copies the claimable chunks of `tables` under the keeper's snapshot. None: the operator's pause lasts, and the
+    /// snapshot is to be let go; nothing is on its way.
     async fn copy(
         &self,
         ledger: &Arc<Ledger>,
@@ -88,7 +90,7 @@ impl Context {
         tables: &[Table],
         deletes: Option<Arc<DeleteSet>>,
         stop: &CancellationToken,
-    ) -> Result<Copied, Problem> {
+    ) -> Result<Option<Copied>, Problem> {
         let copying = Arc::new(Copying {
             cdc: self.config.cdc.clone(),
             ledger: Arc::clone(ledger),
@@ -101,20 +103,63 @@ impl Context {
             gate: self.gate.clone(),
             handler: self.handler.clone(),
             deletes,
+            waiting: AtomicUsize::new(0),
             stop: stop.clone(),
         });
         self.held.send_replace(Some(keeper.since));
         let beat = heartbeat(Arc::clone(ledger), self.config.cdc.snapshot.heartbeat_interval);
+        let workers = self.workers();
         let copied = tokio::select! {
-            copied = copying.run(self.workers()) => copied,
+            copied = Arc::clone(&copying).run(workers) => copied.map(Some),
             problem = beat => Err(problem),
             problem = keeper.lost() => Err(problem),
+            () = self.paused_for_long(&copying, workers) => Ok(None),
         };
         self.held.send_replace(None);
         match copied {
             // Without its locks a table may have been altered under the workers' hands.
             Err(problem) if !problem.transient && !keeper.lives().await => Err(keeper.lost().await),
+            Ok(None) => {
+                self.counters.active_workers.store(0, Relaxed);
+                let after = humantime::format_duration(self.config.cdc.snapshot.release_after);
+                self.counters.notice(
+                    Level::Info,
+                    format!("the pause has lasted {after}: the snapshot is let go; resumed, the copy takes a new one"),
+                );
+                Ok(None)
+            }
             copied => copied,
+        }
+    }
+
+    /// Ends when for `releaseAfter` every worker has waited for the operator, with nothing on its way.
+    /// Never in mode `snapshot_only`: without a stream, what is left fits no other snapshot.
+    async fn paused_for_long(&self, copying: &Copying, workers: usize) {
+        if self.config.mode() == Mode::SnapshotOnly {
+            return std::future::pending().await;
+        }
+        let mut since = None;
+        let mut ticks = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            ticks.tick().await;
+            let idle = self.gate.holds_all() || copying.waiting.load(SeqCst) == workers;
+            match since.filter(|_| idle) {
+                None => since = idle.then(Instant::now),
+                Some(since) if since.elapsed() >= self.config.cdc.snapshot.release_after => return,
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Ends when the operator wants work on one of these tables: the pause is over, and not each of them is held.
+    async fn resumed(&self, tables: &[usize]) {
+        let mut pass = self.gate.enter();
+        loop {
+            pass.wait().await;
+            if tables.iter().any(|number| !self.counters.tables[*number].paused.load(Relaxed)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
 }
@@ -146,7 +191,16 @@ async fn heartbeat(ledger: Arc<Ledger>, interval: Duration) -> Problem {
     }
 }
 
-/// The first copy, begun or gone on with. When it returns, every chunk has been answered for and the ledger says so.
+/// How a copy ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Every chunk has been answered for, and the ledger says so.
+    Copied,
+    /// A long pause made it let go of its snapshot, and is over: it is to be called again.
+    Released,
+}
+
+/// The first copy, begun or gone on with.
 ///
 /// `slot`: ours, if it is there already. `system_id`: of the server.
 ///
@@ -164,7 +218,7 @@ pub async fn initial(
     wanted: &[Arc<TableMapping>],
     slot: Option<&SlotInfo>,
     system_id: &str,
-) -> Result<(), Problem> {
+) -> Result<Ended, Problem> {
     let config = &context.config;
     let streams = config.mode() != Mode::SnapshotOnly;
     let job = ledger.job().await?;
@@ -174,7 +228,9 @@ pub async fn initial(
     // attempt that ended before it had begun its own job, does not.
     let going_on = job.as_ref().filter(|job| {
         let covered = slot.and_then(|slot| slot.confirmed_lsn).is_some_and(|confirmed| confirmed <= job.lsn);
-        job.ours && !job.completed && streams && covered && job.system_id.as_deref().is_none_or(|id| id == system_id)
+        // Without a stream only whole tables can be added to what is done.
+        let fits = if streams { !job.completed && covered } else { job.completed };
+        job.ours && fits && job.system_id.as_deref().is_none_or(|id| id == system_id)
     });
     let slot = slot.is_some();
     let origin = match (streams, slot) {
@@ -213,8 +269,20 @@ pub async fn initial(
     }
     let chunks = ledger.chunks().await?;
     show(context, tables, &chunks);
-    context.copy(ledger, &keeper, tables, None, &context.stop).await?;
+    let copied = context.copy(ledger, &keeper, tables, None, &context.stop).await?;
     drop(keeper);
+    if copied.is_none() {
+        let left = ledger.chunks().await?;
+        show(context, tables, &left);
+        let left = |mapping: &TableMapping| left.iter().any(|chunk| !chunk.completed && chunk.table == mapping.table);
+        let left: Vec<usize> =
+            tables.iter().filter(|table| left(&table.mapping)).map(|table| table.mapping.number).collect();
+        return tokio::select! {
+            () = context.resumed(&left) => Ok(Ended::Released),
+            () = context.stop.cancelled() => Err(copy::stopped()),
+            problem = ledger.lost() => Err(problem),
+        };
+    }
     let Some(job) = ledger.job().await? else {
         return Err(Problem::new(
             ProblemKind::Setup,
@@ -252,7 +320,7 @@ pub async fn initial(
             format!("{}: copy done, {} rows", table.mapping.table, counters.rows_done.load(Relaxed)),
         );
     }
-    Ok(())
+    Ok(Ended::Copied)
 }
 
 /// The name of a slot that lives for a moment; slot names are shared by all databases of a server.
@@ -276,7 +344,8 @@ async fn go_on(
     }
     // An empty list publishes everything.
     let operations = &context.config.cdc.publication.operations;
-    let publishes_updates = operations.is_empty() || operations.contains(&crate::config::Operation::Update);
+    let publishes_updates = context.config.mode() != Mode::SnapshotOnly
+        && (operations.is_empty() || operations.contains(&crate::config::Operation::Update));
     for table in tables {
         let leaves = &table.ready.info.leaves;
         let known = by_table.remove(&table.mapping.table).unwrap_or_default();
@@ -303,11 +372,22 @@ async fn go_on(
         }
         ledger.replan(&table.mapping.table, lsn, &planned(table)).await?;
     }
-    for table in by_table.into_keys() {
-        ledger.forget(table).await?;
-        context.counters.notice(Level::Warn, format!("{table} is no longer configured: its index is left as it is"));
-    }
+    let configured: Vec<TableId> = tables.iter().map(|table| table.mapping.table.clone()).collect();
+    forget_others(ledger, &configured, &context.counters).await?;
     context.counters.notice(Level::Info, format!("the copy goes on under a new snapshot at {}", keeper.lsn));
+    Ok(())
+}
+
+/// Forgets what was copied of tables that are not in `configured`: added again, they are copied again, for changes in
+/// between are not applied.
+///
+/// # Errors
+/// The queries fail.
+pub async fn forget_others(ledger: &Ledger, configured: &[TableId], counters: &Counters) -> Result<(), Problem> {
+    for table in ledger.tables().await?.iter().filter(|table| !configured.contains(table)) {
+        ledger.forget(table).await?;
+        counters.notice(Level::Warn, format!("{table}: no longer configured; its index is left as it is"));
+    }
     Ok(())
 }
 
@@ -382,11 +462,18 @@ pub async fn again(
     ledger: &Arc<Ledger>,
     table: &Arc<TableMapping>,
     stop: &CancellationToken,
-) -> Result<(), Problem> {
+) -> Result<Ended, Problem> {
     let number = table.number;
     let deletes = context.resnapshots.begin(number);
     let outcome = again_recorded(context, ledger, table, &deletes, stop).await;
     context.resnapshots.end(number);
+    if let Ok(Ended::Released) = outcome {
+        let held = [number];
+        tokio::select! {
+            () = context.resumed(&held) => {}
+            () = stop.cancelled() => return Err(copy::stopped()),
+        }
+    }
     outcome
 }
 
@@ -396,7 +483,7 @@ async fn again_recorded(
     mapping: &Arc<TableMapping>,
     deletes: &Arc<DeleteSet>,
     stop: &CancellationToken,
-) -> Result<(), Problem> {
+) -> Result<Ended, Problem> {
     // Until the sweep has ended: whatever cuts this short, it is done again from its beginning.
     let wish = ledger.want(&mapping.table).await?;
     let temporary = temporary_slot();
@@ -404,7 +491,7 @@ async fn again_recorded(
         taken = Keeper::take(context, Origin::TemporarySlot(&temporary), std::slice::from_ref(mapping)) => taken?,
         () = stop.cancelled() => return Err(copy::stopped()),
     };
-    let [table] = tables.as_slice() else { return Ok(()) };
+    let [table] = tables.as_slice() else { return Ok(Ended::Copied) };
     let version = keeper.version();
     let ranges = plan(&table.ready.info.leaves, context.config.cdc.snapshot.chunk_size);
     ledger.replan(&table.mapping.table, keeper.lsn, &ranges).await?;
@@ -412,6 +499,7 @@ async fn again_recorded(
     show(context, &tables, &chunks);
     let copied = context.copy(ledger, &keeper, &tables, Some(Arc::clone(deletes)), stop).await?;
     drop(keeper);
+    let Some(copied) = copied else { return Ok(Ended::Released) };
     if deletes.overflowed() {
         return Err(Problem::new(
             ProblemKind::Setup,
@@ -425,7 +513,7 @@ async fn again_recorded(
     settle_total(context, table);
     let rows = context.counters.tables[table.mapping.number].rows_done.load(Relaxed);
     context.counters.notice(Level::Info, format!("{}: copied again, {rows} rows", table.mapping.table));
-    Ok(())
+    Ok(Ended::Copied)
 }
 
 /// Sends the deletes that the stream made during the copy once more, for rows that were on their way at the time.

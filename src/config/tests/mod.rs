@@ -40,6 +40,7 @@ cdc:
     mode: initial
     chunkSize: 5
     claimTimeout: 1m
+    releaseAfter: 2m
     heartbeatInterval: 1s
     instanceId: i
     id: job
@@ -137,6 +138,7 @@ fn the_sample_means_what_it_says() {
                 mode: Mode::Initial,
                 chunk_size: 1000,
                 claim_timeout: Duration::from_secs(30),
+                release_after: Duration::from_secs(600),
                 heartbeat_interval: Duration::from_secs(5),
                 ..Snapshot::default()
             },
@@ -205,6 +207,7 @@ fn every_key_is_read() {
                 mode: Mode::Initial,
                 chunk_size: 5,
                 claim_timeout: Duration::from_secs(60),
+                release_after: Duration::from_secs(120),
                 heartbeat_interval: Duration::from_secs(1),
                 instance_id: Some("i".into()),
                 id: Some("job".into()),

@@ -111,6 +111,38 @@ impl Ledger {
         Ok(())
     }
 
+    /// The tables of the job: copied, being copied, or wanted.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn tables(&self) -> Result<Vec<TableId>, Problem> {
+        let rows = self
+            .client
+            .query(
+                "SELECT DISTINCT table_schema, table_name FROM public.cdc_snapshot_chunks WHERE slot_name = $1
+                 ORDER BY 1, 2",
+                &[&self.job],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| TableId::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
+    }
+
+    /// Some chunk is not completed.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn is_pending(&self) -> Result<bool, Problem> {
+        let row = self
+            .client
+            .query_one(
+                "SELECT EXISTS (SELECT FROM public.cdc_snapshot_chunks
+                                WHERE slot_name = $1 AND chunk_index >= 0 AND status <> 'completed')",
+                &[&self.job],
+            )
+            .await?;
+        Ok(row.get(0))
+    }
+
     /// A table has chunks that are not completed, or is to be copied again.
     ///
     /// # Errors

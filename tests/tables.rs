@@ -1,0 +1,125 @@
+//! Tables that come into the configuration, and leave it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use pgtide::config::{Config, Mode, Table};
+use pgtide::engine::{Engine, Phase};
+use pgtide::table::TableId;
+use support::pipeline::{LIMIT, Rig, ended, stop};
+use support::wait_until;
+
+async fn rig(tables: &[&str]) -> Rig {
+    let rig = Rig::new().await;
+    for name in tables {
+        rig.sql(&format!("CREATE TABLE {name} (id int PRIMARY KEY, title text)")).await;
+        rig.sql(&format!("INSERT INTO {name} SELECT n, '{name} ' || n FROM generate_series(1, 30) n")).await;
+    }
+    rig
+}
+
+fn noticed(engine: &Engine, text: &str) -> bool {
+    engine.status().notices.iter().any(|notice| notice.text.contains(text))
+}
+
+/// How often the documents of an index were written.
+async fn copies(rig: &Rig, table: &str) -> Vec<String> {
+    let sql = "SELECT completed_at::text FROM cdc_snapshot_chunks WHERE table_name = $1 ORDER BY id";
+    rig.client.query(sql, &[&table]).await.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_is_added_is_copied_and_no_other() {
+    let rig = rig(&["a", "b"]).await;
+    let engine = rig.run(rig.config(&["a"])).await;
+    stop(engine).await;
+    let before = copies(&rig, "a").await;
+    rig.sql("DELETE FROM b WHERE id = 1; UPDATE b SET title = 'changed' WHERE id = 2; DELETE FROM a WHERE id = 3")
+        .await;
+    let engine = rig.run(rig.config(&["a", "b"])).await;
+    assert!(noticed(&engine, "public.b: added to publication"), "{:?}", engine.status().notices);
+    assert!(noticed(&engine, "public.b: new in the configuration"), "{:?}", engine.status().notices);
+    assert!(!noticed(&engine, "public.a: copied again"), "{:?}", engine.status().notices);
+    rig.equal("a").await;
+    rig.equal("b").await;
+    rig.sql("UPDATE b SET title = 'streamed' WHERE id = 5; DELETE FROM b WHERE id = 6").await;
+    rig.equal("b").await;
+    assert_eq!(copies(&rig, "a").await, before, "a was not copied again");
+    stop(engine).await;
+    // Once is enough.
+    let before = copies(&rig, "b").await;
+    let engine = rig.run(rig.config(&["a", "b"])).await;
+    assert_eq!(copies(&rig, "b").await, before);
+    rig.equal("b").await;
+    stop(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_is_taken_out_keeps_its_index_and_is_copied_when_it_comes_back() {
+    let rig = rig(&["a", "b"]).await;
+    stop(rig.run(rig.config(&["a", "b"])).await).await;
+    let left = rig.documents("b");
+    let engine = rig.run(rig.config(&["a"])).await;
+    assert!(noticed(&engine, "public.b: no longer configured; its index is left as it is"), "{:?}", engine.status());
+    rig.sql("DELETE FROM b WHERE id < 10; UPDATE b SET title = 'nobody hears'; INSERT INTO a VALUES (100, 'x')").await;
+    rig.equal("a").await;
+    assert_eq!(rig.documents("b"), left);
+    stop(engine).await;
+    let engine = rig.run(rig.config(&["a", "b"])).await;
+    rig.equal("a").await;
+    rig.equal("b").await;
+    stop(engine).await;
+}
+
+/// What was changed while the publication left a table out does not come by the stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_the_publication_lost_is_copied_again() {
+    let rig = rig(&["a", "b"]).await;
+    stop(rig.run(rig.config(&["a", "b"])).await).await;
+    rig.sql(&format!("ALTER PUBLICATION {} DROP TABLE b", rig.name)).await;
+    rig.sql("DELETE FROM b WHERE id < 10; UPDATE b SET title = 'nobody hears' WHERE id > 20").await;
+    let before = copies(&rig, "a").await;
+    let engine = rig.run(rig.config(&["a", "b"])).await;
+    rig.equal("b").await;
+    rig.equal("a").await;
+    assert_eq!(copies(&rig, "a").await, before, "a was not copied again");
+    stop(engine).await;
+}
+
+/// Without `createIfNotExists` the publication is the operator's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_publication_of_an_operator_is_left_alone() {
+    let rig = rig(&["a", "b"]).await;
+    stop(rig.run(rig.config(&["a"])).await).await;
+    let mut config = rig.config(&["a", "b"]);
+    config.cdc.publication.create_if_not_exists = false;
+    let mut engine = rig.start(config);
+    wait_until("it is refused", LIMIT, || async { engine.status().phase == Phase::Failed }).await;
+    let problem = engine.status().problem.unwrap();
+    assert!(problem.message.contains("does not publish table public.b"), "{problem:?}");
+    assert!(ended(&mut engine).await.is_err());
+}
+
+fn once(rig: &Rig, tables: &[&str]) -> Config {
+    let mut config = rig.config(tables);
+    config.cdc.snapshot.mode = Mode::SnapshotOnly;
+    let list = tables.iter().map(|name| Table::new(TableId::new("public", *name)));
+    config.cdc.snapshot.tables = list.collect();
+    config
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_is_added_to_a_copy_that_is_done() {
+    let rig = rig(&["a", "b"]).await;
+    let mut engine = rig.start(once(&rig, &["a"]));
+    ended(&mut engine).await.unwrap();
+    let (before, documents) = (copies(&rig, "a").await, rig.documents("a"));
+    rig.sql("UPDATE a SET title = 'not copied again'").await;
+    let mut engine = rig.start(once(&rig, &["a", "b"]));
+    ended(&mut engine).await.unwrap();
+    rig.equal_now("b").await;
+    assert_eq!((copies(&rig, "a").await, rig.documents("a")), (before, documents));
+    let mut engine = rig.start(once(&rig, &["a", "b"]));
+    ended(&mut engine).await.unwrap();
+}
