@@ -168,7 +168,8 @@ impl Context {
 const LONG_TAKE: Duration = Duration::from_secs(3);
 const OPEN_TRANSACTIONS: &str = "waiting for PostgreSQL to make the slot: it does so once every transaction that is open now \
                                  has ended, in whatever database. See them: SELECT pid, datname, xact_start, query FROM \
-                                 pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start";
+                                 pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start; and the prepared \
+                                 ones: SELECT gid, database, prepared FROM pg_prepared_xacts";
 
 fn copy_table(table: &Table) -> CopyTable {
     let info = &table.ready.info;
