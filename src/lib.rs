@@ -3,6 +3,9 @@
 //! The binary is a dashboard around this library; [`engine`] is what an embedder uses.
 
 pub mod change;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod checks;
 pub mod config;
 pub mod demo;
 pub mod engine;

@@ -499,7 +499,7 @@ pub struct Replication {
     pub spilled_bytes: Option<u64>,
     /// Changes received since the start.
     pub changes: u64,
-    /// Transactions received since the start.
+    /// Transactions received since the start that held at least one of them.
     pub transactions: u64,
     /// Times the connection was made again.
     pub reconnects: u32,

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use pgtide::config::Mode;
 use pgtide::engine::{Engine, Phase, TableState};
 use pgtide::problem::ProblemKind;
@@ -465,5 +467,36 @@ async fn a_half_done_copy_is_not_gone_on_with_from_a_later_slot() {
     rig.sql(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", rig.name)).await;
     let engine = rig.run(config).await;
     rig.equal("wide").await;
+    stop(engine).await;
+}
+
+/// Servers, databases and roles have timeouts for applications. One that ended the session which holds the snapshot
+/// would have the copy begin again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_timeout_of_the_database_ends_the_copy() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    books(&rig, 1, 100).await;
+    // Those that this version has.
+    let sql = "SELECT name FROM pg_settings WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout',
+               'idle_session_timeout', 'transaction_timeout')";
+    for row in rig.client.query(sql, &[]).await.unwrap() {
+        rig.sql(&format!("ALTER DATABASE {} SET {} = '500ms'", rig.name, row.get::<_, String>(0))).await;
+    }
+    let keeper = "SELECT coalesce(max(pid), 0)::text FROM pg_stat_activity
+                  WHERE datname = current_database() AND application_name = 'pgtide snapshot keeper'";
+    rig.hold(1);
+    let engine = rig.start(rig.config(&["books"]));
+    rig.until_held().await;
+    let before = rig.text(keeper).await;
+    // It is the passing of time that is tested.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(rig.text(keeper).await, before, "another session holds the snapshot");
+    assert_ne!(before, "0");
+    rig.store.clear_faults();
+    live(&engine).await;
+    rig.equal("books").await;
+    let notices = engine.status().notices;
+    assert!(!notices.iter().any(|notice| notice.text.contains("has ended")), "{notices:?}");
     stop(engine).await;
 }

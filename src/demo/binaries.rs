@@ -46,14 +46,17 @@ impl Installation {
 }
 
 /// `$PGTIDE_PG_BIN`, else the first of PATH, else the newest of the usual folders, else one that is fetched.
-/// With
-/// `PGTIDE_PG_FETCH=always` the fetched one without looking.
+/// With `PGTIDE_PG_FETCH` a fetched one without looking: the usual one (`always`) or that of a major version (`17`).
 pub(super) async fn find(account: &Account, step: &OnStep) -> Result<Installation, ServerError> {
     if let Some(folder) = std::env::var_os("PGTIDE_PG_BIN").filter(|value| !value.is_empty()) {
         let path = PathBuf::from(folder);
         return inspect(&path, account).await.map_err(|reason| ServerError::BadFolder { path, reason });
     }
-    if std::env::var_os("PGTIDE_PG_FETCH").is_none_or(|value| value != "always") {
+    let asked_for = match std::env::var("PGTIDE_PG_FETCH") {
+        Ok(value) if !value.is_empty() => Some(fetch::asked_for(&value)?),
+        _ => None,
+    };
+    if asked_for.is_none() {
         for folder in on_path().await {
             if let Ok(found) = inspect(&folder, account).await {
                 return Ok(found);
@@ -68,7 +71,7 @@ pub(super) async fn find(account: &Account, step: &OnStep) -> Result<Installatio
             return Ok(newest);
         }
     }
-    fetch::fetch(account, step).await
+    fetch::fetch(asked_for, account, step).await
 }
 
 /// What is in a folder of programs, or why it does not serve. Runs `postgres --version` as the server's user, which

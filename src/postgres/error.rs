@@ -213,7 +213,7 @@ fn server_problem(error: &ServerError, says: impl Fn(ProblemKind, &str) -> Probl
             says(Setup, "Check cdc.slot.name, or set cdc.slot.createIfNotExists: true to have it created.")
         }
         // Its existence was looked at before: there was none when the change was made that is read now.
-        "42704" if mentions("publication") => says(
+        "42704" | "55000" if mentions("publication") => says(
             Gap,
             "Changes that were made while it was missing cannot be streamed, even if it is there again. Drop the slot (SELECT \
              pg_drop_replication_slot(...)) and start with `cdc.snapshot.resnapshot: true` to copy the tables again.",
@@ -288,6 +288,7 @@ mod tests {
             ("55006", "replication slot \"s\" is active for PID 7", Setup, true, "cdc.slot.name"),
             ("42704", "replication slot \"s\" does not exist", Setup, false, "cdc.slot.name"),
             ("42704", "publication \"p\" does not exist", Gap, false, "resnapshot"),
+            ("55000", "skipped loading publication \"p\"", Gap, false, "resnapshot"),
             ("55P03", "canceling statement due to lock timeout", Setup, true, "pg_locks"),
             ("55000", "logical decoding requires wal_level >= logical", Setup, false, "wal_level"),
             ("55000", "can no longer get changes from replication slot \"s\"", Gap, false, "copy the tables"),

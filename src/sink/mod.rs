@@ -12,6 +12,8 @@
 
 mod backoff;
 mod body;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod checks;
 mod client;
 mod dead_letter;
 mod deliver;

@@ -166,7 +166,8 @@ impl Applier {
             Message::Commit { end_lsn, commit_time, .. } => {
                 let received = now();
                 self.tracker.commit(end_lsn, commit_time, received);
-                self.counters.transactions.fetch_add(1, Relaxed);
+                // Version 14 sends transactions without a published change as well, our own on the ledger among them.
+                self.counters.transactions.fetch_add(u64::from(self.transaction.mapped), Relaxed);
                 self.counters.received_lsn.fetch_max(end_lsn.0, Relaxed);
                 self.counters.cdc_latency.store((received - commit_time).max(0), Relaxed);
             }

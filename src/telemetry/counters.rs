@@ -189,7 +189,7 @@ pub struct Counters {
     pub active_workers: AtomicU32,
     /// Changes received by the stream.
     pub changes: AtomicU64,
-    /// Transactions received by the stream.
+    /// Transactions received by the stream that held at least one of them.
     pub transactions: AtomicU64,
     /// Times that the replication connection was made again.
     pub reconnects: AtomicU32,

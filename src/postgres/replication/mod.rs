@@ -25,7 +25,7 @@ pub use feedback::Feedback;
 pub use reader::{Frame, Reader};
 use socket::Socket;
 
-use super::connect::{OPTIONS, address, application_name, with_fallback};
+use super::connect::{NO_TRANSACTION_TIMEOUT, OPTIONS, address, application_name, with_fallback};
 use super::error::{PostgresError, ServerError, printable};
 
 /// A logged-in replication connection that does not stream yet.
@@ -102,12 +102,14 @@ impl Session {
                     let (&id, _) = payload.split_first_chunk().ok_or_else(|| protocol("a process without a number"))?;
                     session.process_id = i32::from_be_bytes(id);
                 }
-                b'Z' => return Ok(session),
+                b'Z' => break,
                 b'E' => return Err(PostgresError::Server(server_error(&payload))),
                 // Notices.
                 _ => {}
             }
         }
+        session.query(NO_TRANSACTION_TIMEOUT).await?;
+        Ok(session)
     }
 
     async fn authenticate(&mut self, cdc: &Cdc) -> Result<(), PostgresError> {

@@ -33,6 +33,8 @@ const MUCH: usize = 4 << 10;
 /// A read that gave so much is followed by another that does not wait.
 const MORE: usize = 2 << 10;
 
+const OBJECT_NOT_IN_PREREQUISITE_STATE: &str = "55000";
+
 /// A message of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
@@ -178,8 +180,14 @@ impl Reader {
             b'E' => Err(PostgresError::Server(server_error(&self.buffer[from..to]).of_a_stream())),
             // CopyDone, or the end of the command.
             b'c' | b'C' | b'Z' => Err(PostgresError::Closed("the server ended the stream".to_owned())),
-            // Notices, settings, notifications.
-            b'N' | b'S' | b'A' => Ok(()),
+            // From version 18 on a publication that is missing is a warning, and its changes are left out of the stream.
+            b'N' => {
+                let notice = server_error(&self.buffer[from..to]);
+                let missing = notice.sqlstate == OBJECT_NOT_IN_PREREQUISITE_STATE;
+                if missing { Err(PostgresError::Server(notice.of_a_stream())) } else { Ok(()) }
+            }
+            // Settings, notifications.
+            b'S' | b'A' => Ok(()),
             other => Err(PostgresError::Protocol(format!(
                 "a message of the type {} in the stream",
                 char::from(other).escape_default()
