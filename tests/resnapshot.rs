@@ -343,6 +343,7 @@ async fn a_truncated_partition_is_remembered() {
     rig.until_held().await;
     rig.sql("TRUNCATE parts_1").await;
     rig.delivered().await;
+    assert!(engine.status().tables[1].resnapshot, "it says that parts is live");
     stop(engine).await;
     rig.store.clear_faults();
     assert_eq!(rig.documents("parts").len(), 21, "it was copied again before");

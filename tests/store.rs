@@ -517,13 +517,16 @@ async fn a_held_request_is_applied_late_even_without_its_client() {
     late.abort();
     assert!(late.await.unwrap_err().is_cancelled());
     assert!(!fixture.store.documents("t").contains_key("2"));
-    assert_eq!(fixture.call("DELETE", "/_pgtide/faults", Value::Null).await.0, 200);
-    assert_eq!(first.await.unwrap().unwrap().status(), 200);
     let start = Instant::now();
-    while !fixture.store.documents("t").contains_key("2") {
-        assert!(start.elapsed() < Duration::from_secs(10), "the late request is lost");
+    while fixture.store.abandoned() != 1 {
+        assert!(start.elapsed() < Duration::from_secs(10), "the client that has gone is not noticed");
         tokio::task::yield_now().await;
     }
+    assert_eq!(fixture.call("DELETE", "/_pgtide/faults", Value::Null).await.0, 200);
+    assert_eq!(first.await.unwrap().unwrap().status(), 200);
+    fixture.store.until_applied().await;
+    assert!(fixture.store.documents("t").contains_key("2"), "the late request is lost");
+    assert_eq!(fixture.store.abandoned(), 0);
 }
 
 #[tokio::test]

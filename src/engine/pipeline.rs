@@ -506,15 +506,24 @@ async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> std::convert
                     Level::Error,
                     format!("{}: resnapshot failed: {}. {}", mapping.table, problem.message, problem.hint),
                 );
-                counters.end_resnapshot();
+                resnapshot_ended(shared, number);
                 counters.set_problem(Some(problem));
                 counters.set_state(TableState::Live);
                 continue;
             }
         }
-        counters.end_resnapshot();
+        resnapshot_ended(shared, number);
         counters.set_problem(None);
         counters.attempts.store(0, Relaxed);
         counters.set_state(TableState::Live);
+    }
+}
+
+/// One that was asked for meanwhile is still to come.
+fn resnapshot_ended(shared: &Shared, number: usize) {
+    let counters = &shared.counters.tables[number];
+    counters.end_resnapshot();
+    if shared.resnapshots.is_wanted(number) {
+        counters.resnapshot.store(true, Relaxed);
     }
 }

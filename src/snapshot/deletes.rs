@@ -160,6 +160,12 @@ impl Resnapshots {
         }
     }
 
+    /// A resnapshot of the table was asked for and has not begun.
+    #[must_use]
+    pub fn is_wanted(&self, table: usize) -> bool {
+        self.tables.get(table).is_some_and(|slot| slot.wanted.load(Ordering::SeqCst))
+    }
+
     /// Takes the wish of one table back; true if there was one.
     pub fn take_wish(&self, table: usize) -> bool {
         self.tables.get(table).is_some_and(|slot| slot.wanted.swap(false, Ordering::SeqCst))

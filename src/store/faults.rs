@@ -1,6 +1,6 @@
 //! Faults to order: what a test wants to go wrong.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -200,6 +200,43 @@ impl Faults {
     /// Waits until at least `count` requests are held at once.
     pub(super) async fn until_held(&self, count: usize) {
         let _ = self.held.subscribe().wait_for(|held| *held >= count).await;
+    }
+}
+
+/// The requests that have arrived and are not applied yet; true: its client has gone.
+#[derive(Default)]
+pub(super) struct Arrived {
+    next: AtomicU64,
+    requests: watch::Sender<HashMap<u64, bool>>,
+}
+
+impl Arrived {
+    pub(super) fn begin(&self) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.requests.send_modify(|requests| {
+            requests.insert(number, false);
+        });
+        number
+    }
+
+    pub(super) fn abandon(&self, number: u64) {
+        self.requests.send_modify(|requests| {
+            requests.entry(number).and_modify(|abandoned| *abandoned = true);
+        });
+    }
+
+    pub(super) fn end(&self, number: u64) {
+        self.requests.send_modify(|requests| {
+            requests.remove(&number);
+        });
+    }
+
+    pub(super) fn abandoned(&self) -> usize {
+        self.requests.borrow().values().filter(|abandoned| **abandoned).count()
+    }
+
+    pub(super) async fn until_none(&self) {
+        let _ = self.requests.subscribe().wait_for(HashMap::is_empty).await;
     }
 }
 

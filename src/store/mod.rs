@@ -66,7 +66,7 @@ pub use self::faults::{Effect, Fault};
 use self::catalog::Catalog;
 use self::contexts::Contexts;
 use self::failure::Failure;
-use self::faults::Faults;
+use self::faults::{Arrived, Faults};
 
 /// The version of Elasticsearch that it gives out to be.
 const VERSION: &str = "8.19.0";
@@ -140,6 +140,7 @@ impl Store {
             catalog: Catalog::default(),
             contexts: Contexts::default(),
             faults: Faults::default(),
+            under_way: Arrived::default(),
             counters: Counters::default(),
             closing: CancellationToken::new(),
         });
@@ -201,6 +202,17 @@ impl Store {
         self.shared.faults.until_held(count).await;
     }
 
+    /// Requests whose client has gone, and which will be applied all the same.
+    #[must_use]
+    pub fn abandoned(&self) -> usize {
+        self.shared.under_way.abandoned()
+    }
+
+    /// Waits until every request that has arrived is applied.
+    pub async fn until_applied(&self) {
+        self.shared.under_way.until_none().await;
+    }
+
     /// Forgets all tombstones, as a real node does when it restarts.
     pub fn forget_tombstones(&self) {
         self.shared.forget_tombstones();
@@ -239,6 +251,7 @@ struct Shared {
     catalog: Catalog,
     contexts: Contexts,
     faults: Faults,
+    under_way: Arrived,
     counters: Counters,
     closing: CancellationToken,
 }

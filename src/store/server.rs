@@ -101,12 +101,18 @@ async fn respond(shared: &Arc<Shared>, scissors: &Scissors, request: HttpRequest
             return Answer::Reply(Reply::failure(&failure));
         }
         // On a task of its own: a request that has arrived is applied even if its client goes away, as in Elasticsearch.
-        let (shared, fault) = (Arc::clone(shared), fault.clone());
-        let work = tokio::spawn(async move {
-            before(&shared, fault.as_deref()).await;
-            tokio::task::spawn_blocking(move || execute(&shared, request, gzip, fault.as_deref())).await
+        let mut asker = Asker { shared, number: shared.under_way.begin(), waits: true };
+        let work = tokio::spawn({
+            let (shared, fault, number) = (Arc::clone(shared), fault.clone(), asker.number);
+            async move {
+                let _end = UnderWay { shared: Arc::clone(&shared), number };
+                before(&shared, fault.as_deref()).await;
+                tokio::task::spawn_blocking(move || execute(&shared, request, gzip, fault.as_deref())).await
+            }
         });
-        match work.await {
+        let done = work.await;
+        asker.waits = false;
+        match done {
             Ok(Ok(answer)) => answer,
             // The work panicked, or the runtime is going down.
             _ => Answer::Close,
@@ -126,6 +132,33 @@ async fn respond(shared: &Arc<Shared>, scissors: &Scissors, request: HttpRequest
             reply
         }
         (reply, _) => reply,
+    }
+}
+
+/// A client that waits for an answer: dropped while it waits, it has gone.
+struct Asker<'a> {
+    shared: &'a Shared,
+    number: u64,
+    waits: bool,
+}
+
+impl Drop for Asker<'_> {
+    fn drop(&mut self) {
+        if self.waits {
+            self.shared.under_way.abandon(self.number);
+        }
+    }
+}
+
+/// A request that is worked on until this is dropped.
+struct UnderWay {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.shared.under_way.end(self.number);
     }
 }
 

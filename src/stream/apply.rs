@@ -370,7 +370,7 @@ impl Applier {
                         mapping.table
                     ),
                 );
-                self.writer.resnapshots.want_surely(&mapping).await?;
+                self.copy_again(&mapping).await?;
                 continue;
             }
             // Nothing older may still be on its way, and nothing younger has been sent.
@@ -397,7 +397,14 @@ impl Applier {
                 mapping.table
             ),
         );
+        let mapping = Arc::clone(mapping);
+        self.copy_again(&mapping).await
+    }
+
+    async fn copy_again(&self, mapping: &TableMapping) -> Result<(), Problem> {
         self.writer.resnapshots.want_surely(mapping).await?;
+        // Not live any more, by its documents.
+        self.counters.tables[mapping.number].resnapshot.store(true, Relaxed);
         Ok(())
     }
 

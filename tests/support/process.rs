@@ -109,12 +109,11 @@ impl StoreProcess {
 /// `pgtide run --headless` with a configuration file, a log and a free port of its own; started as often as wanted.
 pub struct Pipeline {
     folder: tempfile::TempDir,
-    cdc: Cdc,
-    settings: Settings,
-    url: String,
+    configuration: Value,
     client: reqwest::Client,
     port: u16,
     child: Option<Owned>,
+    environment: Vec<(&'static str, String)>,
     starts: u32,
 }
 
@@ -130,38 +129,43 @@ pub struct Settings {
     pub workers: u32,
 }
 
-impl Pipeline {
-    pub fn new(cdc: &Cdc, store: &StoreProcess, settings: Settings) -> Self {
-        Self {
-            folder: tempfile::tempdir().unwrap(),
-            cdc: cdc.clone(),
-            settings,
-            url: store.url.clone(),
-            client: http(),
-            port: 0,
-            child: None,
-            starts: 0,
-        }
-    }
-
-    fn configuration(&self) -> Value {
-        let (cdc, settings) = (&self.cdc, &self.settings);
-        let tables: Vec<Value> = settings.tables.iter().map(|name| json!({"name": name, "schema": "public"})).collect();
+impl Settings {
+    fn configuration(&self, cdc: &Cdc, url: &str) -> Value {
+        let tables: Vec<Value> = self.tables.iter().map(|name| json!({"name": name, "schema": "public"})).collect();
         let indices: BTreeMap<String, &str> =
-            settings.tables.iter().map(|name| (format!("public.{name}"), *name)).collect();
+            self.tables.iter().map(|name| (format!("public.{name}"), *name)).collect();
         json!({
             "cdc": {
                 "host": cdc.host, "port": cdc.port, "database": cdc.database, "username": cdc.username,
-                "password": cdc.password.0, "sslMode": "disable", "metric": {"port": self.port},
-                "publication": {"name": settings.name, "createIfNotExists": true, "tables": tables,
+                "password": cdc.password.0, "sslMode": "disable", "metric": {},
+                "publication": {"name": self.name, "createIfNotExists": true, "tables": tables,
                     "operations": ["INSERT", "UPDATE", "DELETE", "TRUNCATE"]},
-                "slot": {"name": settings.name, "createIfNotExists": true},
-                "snapshot": {"enabled": true, "mode": "initial", "chunkSize": settings.chunk_size,
-                    "workers": settings.workers},
+                "slot": {"name": self.name, "createIfNotExists": true},
+                "snapshot": {"enabled": true, "mode": "initial", "chunkSize": self.chunk_size,
+                    "workers": self.workers},
             },
-            "elasticsearch": {"urls": [self.url], "tableIndexMapping": indices,
-                "batchSizeLimit": settings.batch_size_limit, "batchTickerDuration": "50ms"},
+            "elasticsearch": {"urls": [url], "tableIndexMapping": indices,
+                "batchSizeLimit": self.batch_size_limit, "batchTickerDuration": "50ms"},
         })
+    }
+}
+
+impl Pipeline {
+    pub fn new(cdc: &Cdc, store: &StoreProcess, settings: Settings) -> Self {
+        Self::of(settings.configuration(cdc, &store.url))
+    }
+
+    /// With a configuration of the caller's; `cdc.metric.port` is set at each start.
+    pub fn of(configuration: Value) -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            configuration,
+            client: http(),
+            port: 0,
+            child: None,
+            environment: Vec::new(),
+            starts: 0,
+        }
     }
 
     fn log(&self) -> PathBuf {
@@ -179,15 +183,22 @@ impl Pipeline {
         lines[lines.len().saturating_sub(60)..].join("\n")
     }
 
+    /// More variables for its environment.
+    pub fn environment(&mut self, variables: &[(&'static str, String)]) {
+        self.environment.extend_from_slice(variables);
+    }
+
     /// Starts it; returns without waiting for anything.
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "it runs already");
         self.port = free_port();
         let file = self.folder.path().join("pgtide.json");
-        fs::write(&file, self.configuration().to_string()).unwrap();
+        self.configuration["cdc"]["metric"]["port"] = json!(self.port);
+        fs::write(&file, self.configuration.to_string()).unwrap();
         let output = File::options().create(true).append(true).open(self.log()).unwrap();
         let mut command = Command::new(PROGRAM);
         command.args(["run", "--headless", "--config"]).arg(&file).arg("--log-folder").arg(self.log_folder());
+        command.envs(self.environment.iter().map(|(name, value)| (*name, value)));
         command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
         self.child = Some(Owned(command.spawn().unwrap()));
         self.starts += 1;
@@ -203,6 +214,18 @@ impl Pipeline {
         assert_eq!(child.0.try_wait().unwrap(), None, "it had ended before the kill:\n{}", self.output());
         child.0.kill().unwrap();
         child.0.wait().unwrap();
+    }
+
+    /// How it ended by itself; none: it runs, or was not started since its last end was told.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.0.try_wait().unwrap()?;
+        self.child = None;
+        Some(status)
+    }
+
+    /// It was started and its end was not told yet.
+    pub fn is_started(&self) -> bool {
+        self.child.is_some()
     }
 
     /// Waits until it ends by itself.
@@ -244,9 +267,14 @@ impl Pipeline {
 
     /// `POST path`; the command must be taken.
     pub async fn post(&self, path: &str) {
-        let response = self.client.post(format!("http://127.0.0.1:{}{path}", self.port)).send().await.unwrap();
-        let (code, text) = (response.status(), response.text().await.unwrap());
+        let (code, text) = self.ask(path).await.unwrap();
         assert_eq!(code, 202, "{path}: {text}");
+    }
+
+    /// `POST path`, and what is answered.
+    pub async fn ask(&self, path: &str) -> reqwest::Result<(u16, String)> {
+        let response = self.client.post(format!("http://127.0.0.1:{}{path}", self.port)).send().await?;
+        Ok((response.status().as_u16(), response.text().await?))
     }
 
     /// No document was refused for good, in any of its lives.

@@ -1,0 +1,397 @@
+//! What happens around the transactions: pauses, copies, ends of the process, lost connections, a document store that fails.
+
+use fastrand::Rng;
+use pgtide::store::{Effect, Fault};
+
+use super::schema::{Kind, Schema, pick};
+use super::traffic::Weights;
+
+/// One step. Each is over before the next begins, except that transactions go on.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Each session may run so many more transactions.
+    Go(u32),
+    /// Waits until so many were run since the last `Go`, all sessions together.
+    Until(u32),
+    /// Waits until no session has one to run.
+    Join,
+    /// A process starts, if none runs.
+    Start,
+    /// SIGKILL. Then what is confirmed is compared with what the store has.
+    Kill,
+    /// SIGTERM, and the same.
+    Terminate,
+    /// The whole pipeline; until it says so where that is true.
+    Pause,
+    Resume,
+    /// The copy of a table.
+    PauseTable(Kind),
+    ResumeTable(Kind),
+    Resnapshot(Kind),
+    Cancel(Kind),
+    /// Ends the connections to PostgreSQL whose purpose contains this.
+    Cut(&'static str),
+    /// The document store fails.
+    Fault(Fault),
+    /// Takes all faults away; what is held goes on.
+    Release,
+    /// Waits for a request that is held; not for long.
+    Held,
+    /// The store forgets what was deleted, as a node does that restarts, or a minute later.
+    Forget,
+    /// Waits until it streams; not for long.
+    Streaming,
+    /// A statement that is run while no transaction is.
+    Sql(String),
+}
+
+/// What a history is about: tables, changes and scenes, each more or less likely.
+#[derive(Clone, Copy, Debug)]
+pub struct Profile {
+    pub name: &'static str,
+    /// These tables, and others up to `at_most`.
+    tables: &'static [Kind],
+    at_most: usize,
+    pub weights: Weights,
+    scenes: &'static [(u32, Scene)],
+    /// Scenes of a history.
+    count: (usize, usize),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scene {
+    Calm,
+    /// Answers are held while changes go on.
+    Held,
+    Faults,
+    Kill,
+    KillHeld,
+    Terminate,
+    Down,
+    Pause,
+    Cut,
+    Resnapshot,
+    /// Rows of a resnapshot are on their way while they are deleted, and the store forgets that.
+    Resurrection,
+    Cancelled,
+    Fresh,
+}
+
+const SCENES: &[(u32, Scene)] = &[
+    (3, Scene::Calm),
+    (3, Scene::Held),
+    (3, Scene::Faults),
+    (3, Scene::Kill),
+    (3, Scene::KillHeld),
+    (2, Scene::Terminate),
+    (2, Scene::Down),
+    (2, Scene::Pause),
+    (3, Scene::Cut),
+    (3, Scene::Resnapshot),
+    (3, Scene::Resurrection),
+    (1, Scene::Cancelled),
+];
+
+/// Some of everything; the others look for one thing more closely.
+pub const EVERYTHING: Profile = Profile {
+    name: "everything",
+    tables: &[],
+    at_most: 4,
+    weights: Weights::EVERYTHING,
+    scenes: SCENES,
+    count: (2, 6),
+};
+
+/// Concurrent changes of few keys, some of which wait for each other after they were written to the WAL.
+pub const ORDER: Profile = Profile {
+    name: "order",
+    tables: &[Kind::Unique],
+    at_most: 1,
+    weights: Weights { insert: 8, update: 1, large: 4, delete: 8, keys: 3, statements: 6, ..Weights::ROWS },
+    scenes: &[(3, Scene::Calm), (1, Scene::Held), (2, Scene::Resnapshot)],
+    count: (2, 4),
+};
+
+/// The end of the process while answers are outstanding.
+pub const ANSWERS: Profile = Profile {
+    name: "answers",
+    tables: &[Kind::Plain],
+    at_most: 2,
+    weights: Weights::ROWS,
+    scenes: &[(1, Scene::Kill), (4, Scene::KillHeld), (1, Scene::Terminate), (1, Scene::Faults), (1, Scene::Cut)],
+    count: (2, 4),
+};
+
+/// Rows that are copied again while they are deleted.
+pub const DELETES: Profile = Profile {
+    name: "deletes",
+    tables: &[Kind::Plain],
+    at_most: 2,
+    weights: Weights { delete: 16, keys: 4, ..Weights::ROWS },
+    scenes: &[(4, Scene::Resurrection), (1, Scene::Resnapshot), (1, Scene::Kill)],
+    count: (2, 4),
+};
+
+/// Tables that are rewritten while they are copied.
+pub const REWRITES: Profile = Profile {
+    name: "rewrites",
+    tables: &[Kind::Plain],
+    at_most: 3,
+    weights: Weights { rewrite: 6, truncate: 2, many: 4, ..Weights::EVERYTHING },
+    scenes: &[(4, Scene::Fresh), (1, Scene::Down), (1, Scene::Resnapshot)],
+    count: (1, 3),
+};
+
+/// Large values that a change does not send.
+pub const LARGE: Profile = Profile {
+    name: "large",
+    tables: &[Kind::Large, Kind::Pairs],
+    at_most: 3,
+    weights: Weights { large: 10, update: 10, key: 5, ..Weights::EVERYTHING },
+    scenes: &[(2, Scene::Calm), (1, Scene::Held), (1, Scene::Kill), (1, Scene::Resnapshot), (1, Scene::Pause)],
+    count: (2, 4),
+};
+
+/// Tables that are emptied.
+pub const EMPTIED: Profile = Profile {
+    name: "emptied",
+    tables: &[Kind::Plain, Kind::Parts],
+    at_most: 3,
+    weights: Weights { truncate: 5, many: 4, ..Weights::EVERYTHING },
+    scenes: SCENES,
+    count: (2, 4),
+};
+
+/// All of them, the first most often.
+const PROFILES: &[(u32, Profile)] =
+    &[(8, EVERYTHING), (1, ORDER), (1, ANSWERS), (1, DELETES), (2, REWRITES), (1, LARGE), (1, EMPTIED)];
+
+/// Everything that a seed decides.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub profile: Profile,
+    pub schema: Schema,
+    pub sessions: u32,
+    pub steps: Vec<Step>,
+}
+
+impl Plan {
+    /// The history of a seed; of this profile, or of one that the seed chooses.
+    pub fn of(seed: u64, profile: Option<Profile>) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let chosen = *weighted(&mut rng, PROFILES);
+        let profile = profile.unwrap_or(chosen);
+        let cold = *pick(&mut rng, &[0, 30, 60, 150]);
+        let at_most = profile.at_most.max(profile.tables.len());
+        let at_most = rng.usize(profile.tables.len().max(1)..=at_most);
+        let schema = Schema::random(&mut rng, profile.tables, at_most, cold);
+        let mut writer = Writer { rng, schema: &schema, steps: Vec::new() };
+        writer.beginning(&profile);
+        let count = writer.rng.usize(profile.count.0..=profile.count.1);
+        for _ in 0..count {
+            let scene = *weighted(&mut writer.rng, profile.scenes);
+            writer.scene(scene);
+        }
+        let sessions = writer.rng.u32(2..4);
+        let steps = writer.steps;
+        Self { seed, profile, schema, sessions, steps }
+    }
+}
+
+struct Writer<'a> {
+    rng: Rng,
+    schema: &'a Schema,
+    steps: Vec<Step>,
+}
+
+impl Writer<'_> {
+    fn add<const N: usize>(&mut self, steps: [Step; N]) {
+        self.steps.extend(steps);
+    }
+
+    fn table(&mut self) -> Kind {
+        *pick(&mut self.rng, &self.schema.tables)
+    }
+
+    /// Transactions that go on with what follows.
+    fn go(&mut self) {
+        let count = self.rng.u32(2..12);
+        self.steps.push(Step::Go(count));
+        if self.rng.bool() {
+            let part = self.rng.u32(..=count);
+            self.steps.push(Step::Until(part));
+        }
+    }
+
+    /// Transactions, to their end.
+    fn changes(&mut self) {
+        self.steps.push(Step::Go(self.rng.u32(2..12)));
+        self.steps.push(Step::Join);
+    }
+
+    fn hold(&mut self, after: u64) {
+        if after > 0 {
+            self.steps.push(Step::Fault(Fault::new(Effect::Delay { milliseconds: 0 }).times(after)));
+        }
+        let (applied, times) = (self.rng.bool(), self.rng.u64(1..4));
+        self.steps.push(Step::Fault(Fault::new(Effect::Hold { applied }).times(times)));
+    }
+
+    fn fault(&mut self) -> Fault {
+        let rng = &mut self.rng;
+        let effect = match rng.u32(..7) {
+            0 => Effect::Reject { status: *pick(rng, &[429, 503, 500, 502]), kind: None },
+            1 => Effect::RejectItems { status: 429, kind: None, every: rng.u64(1..4), ids: Default::default() },
+            2 => Effect::RejectItems { status: 503, kind: None, every: rng.u64(1..4), ids: Default::default() },
+            3 => Effect::ApplyThenFail { status: None },
+            4 => Effect::ApplyThenFail { status: Some(*pick(rng, &[429, 503, 504])) },
+            5 => Effect::Cut { bytes: rng.u64(0..400) },
+            _ => Effect::Delay { milliseconds: rng.u64(1..30) },
+        };
+        let fault = Fault::new(effect).times(rng.u64(1..4));
+        // A sweep's, a scan's, and whatever else there is.
+        match (rng.u32(..6), &fault) {
+            (0, _) => fault.on("_search"),
+            (1, _) => fault.on(""),
+            _ => fault,
+        }
+    }
+
+    /// The first start.
+    fn beginning(&mut self, profile: &Profile) {
+        if profile.name == REWRITES.name || self.rng.u32(..3) == 0 {
+            self.scene(Scene::Fresh);
+        } else if self.rng.bool() {
+            self.steps.push(Step::Start);
+            self.go();
+        } else {
+            self.add([Step::Start, Step::Streaming]);
+        }
+    }
+
+    fn scene(&mut self, scene: Scene) {
+        match scene {
+            Scene::Calm => self.changes(),
+            Scene::Held => {
+                self.hold(0);
+                self.changes();
+                self.steps.push(Step::Release);
+            }
+            Scene::Faults => {
+                for _ in 0..self.rng.usize(1..4) {
+                    let fault = self.fault();
+                    self.steps.push(Step::Fault(fault));
+                }
+                self.changes();
+            }
+            Scene::Kill => {
+                self.go();
+                self.add([Step::Kill, Step::Start]);
+            }
+            Scene::KillHeld => {
+                self.steps.push(Step::Streaming);
+                let after = self.rng.u64(..3);
+                self.hold(after);
+                self.changes();
+                self.add([Step::Held, Step::Kill, Step::Start]);
+            }
+            Scene::Terminate => {
+                self.go();
+                self.add([Step::Release, Step::Terminate, Step::Start]);
+            }
+            Scene::Down => {
+                let end = if self.rng.bool() { Step::Kill } else { Step::Terminate };
+                self.steps.push(end);
+                self.changes();
+                self.steps.push(Step::Start);
+            }
+            Scene::Pause => {
+                self.go();
+                self.add([Step::Pause]);
+                self.changes();
+                self.steps.push(Step::Resume);
+            }
+            Scene::Cut => {
+                self.go();
+                let of =
+                    *pick(&mut self.rng, &["", "stream", "ledger", "copy", "keeper", "catalog", "control", "monitor"]);
+                self.steps.push(Step::Cut(of));
+                self.go();
+            }
+            Scene::Resnapshot => {
+                let table = self.table();
+                self.add([Step::Streaming, Step::Resnapshot(table)]);
+                self.go();
+                match self.rng.u32(..6) {
+                    0 => self.add([Step::Kill, Step::Start]),
+                    1 => self.add([Step::PauseTable(table), Step::Join, Step::ResumeTable(table)]),
+                    2 => {
+                        let of = *pick(&mut self.rng, &["copy", "keeper", "ledger", "stream", "snapshot"]);
+                        self.add([Step::Cut(of)]);
+                    }
+                    _ => {}
+                }
+                self.steps.push(Step::Join);
+            }
+            Scene::Resurrection => {
+                let table = self.table();
+                self.add([Step::Join, Step::Streaming]);
+                let after = self.rng.u64(..4);
+                self.hold(after);
+                self.add([Step::Resnapshot(table), Step::Held]);
+                self.changes();
+                self.add([Step::Forget, Step::Release]);
+                self.go();
+            }
+            Scene::Cancelled => {
+                // Not where a copy may have been asked for by the engine itself, which a cancel takes back.
+                let tables: Vec<Kind> =
+                    self.schema.tables.iter().copied().filter(|kind| *kind != Kind::Parts).collect();
+                if tables.is_empty() {
+                    return self.changes();
+                }
+                let table = *pick(&mut self.rng, &tables);
+                self.add([Step::Streaming, Step::Resnapshot(table)]);
+                self.go();
+                self.add([Step::Cancel(table), Step::Join]);
+            }
+            Scene::Fresh => {
+                // In the middle of a copy, then without a process, then again.
+                let after = self.rng.u64(..8);
+                self.hold(after);
+                self.add([Step::Start, Step::Held]);
+                if self.rng.bool() {
+                    self.changes();
+                }
+                self.add([Step::Kill]);
+                let table = self.table();
+                if self.rng.bool() {
+                    self.steps.push(Step::Sql(format!("DELETE FROM {} WHERE id % 3 > 0", table.name())));
+                }
+                match self.rng.u32(..4) {
+                    0 => self.changes(),
+                    1 => self.steps.push(Step::Sql(format!("TRUNCATE {} CASCADE", table.name()))),
+                    _ => self.steps.push(Step::Sql(format!("VACUUM FULL {}", table.name()))),
+                }
+                if self.rng.bool() {
+                    self.changes();
+                }
+                self.steps.push(Step::Start);
+                self.go();
+            }
+        }
+    }
+}
+
+fn weighted<'a, T>(rng: &mut Rng, of: &'a [(u32, T)]) -> &'a T {
+    let total: u32 = of.iter().map(|(weight, _)| weight).sum();
+    let mut choice = rng.u32(..total);
+    for (weight, one) in of {
+        if choice < *weight {
+            return one;
+        }
+        choice -= weight;
+    }
+    &of[0].1
+}
