@@ -202,17 +202,17 @@ pub enum ReplicaIdentity {
     UsingIndex(String),
 }
 
-/// `snapshotPartitionStrategy`. Whatever is asked for, the copy is by ctid: the ledger records that.
+/// `snapshotPartitionStrategy`: by what a table is cut into chunks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Strategy {
-    /// `auto` or absent.
+    /// `auto` or absent: by ctid.
     #[default]
     Auto,
-    /// `ctid_block`
+    /// `ctid_block`: by ctid.
     CtidBlock,
-    /// `integer_range`
+    /// `integer_range`: by the key, where it is one column of integers; else by ctid.
     IntegerRange,
-    /// `offset`
+    /// `offset`: by ctid; there is nothing that an offset does better.
     Offset,
 }
 

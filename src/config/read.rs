@@ -215,7 +215,7 @@ fn table(item: &Field<'_>) -> Option<Table> {
         if field.node.is_empty_text() { Some(Strategy::Auto) } else { field.choice(&strategies) }
     });
     let strategy = strategy.unwrap_or_default();
-    if matches!(strategy, Strategy::IntegerRange | Strategy::Offset) {
+    if strategy == Strategy::Offset {
         item.context.warn(
             &format!("{}.snapshotPartitionStrategy", item.path),
             "without effect: tables are always copied by ranges of ctid",

@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use super::catalog::{self, TableInfo, Wanted};
 use super::publication;
 use super::slot::SlotInfo;
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mode, Strategy};
 use crate::problem::{Problem, ProblemKind};
 use crate::table::TableId;
 
@@ -137,6 +137,8 @@ pub struct Ready {
     pub info: TableInfo,
     /// Only rows that meet this SQL condition are copied.
     pub condition: Option<String>,
+    /// How it is to be cut into chunks.
+    pub strategy: Strategy,
 }
 
 /// Makes the publication and the replica identities as configured, and looks at each table in `wanted`.
@@ -182,7 +184,8 @@ pub async fn tables(
         let condition = configured
             .and_then(|table| table.query_condition.clone())
             .or_else(|| config.cdc.snapshot.query_condition.clone());
-        found.push(Ready { info, condition });
+        let strategy = configured.map(|table| table.strategy).unwrap_or_default();
+        found.push(Ready { info, condition, strategy });
     }
     if streams {
         published(client, config, server, &mut found).await?;

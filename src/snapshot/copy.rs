@@ -72,6 +72,8 @@ pub struct CopyTable {
     pub select_list: String,
     /// Only rows that meet this SQL condition.
     pub condition: Option<String>,
+    /// The column by which it can be cut into ranges of integers; empty where there is none.
+    pub integer_key: String,
 }
 
 /// What the workers did.
@@ -246,7 +248,7 @@ impl Worker {
             keeper::lock_planned(client, &chunk.range).await?;
             self.locked.insert(chunk.range.leaf.clone());
         }
-        let mut condition = chunk.range.condition();
+        let mut condition = chunk.range.bounds.condition(&table.integer_key);
         if let Some(filter) = &table.condition {
             condition = format!("{condition} AND ({filter})");
         }

@@ -19,9 +19,9 @@ pub(crate) use self::deletes::action_key;
 pub use self::deletes::{DeleteSet, Resnapshots};
 pub use self::keeper::{Keeper, Origin};
 pub use self::ledger::{ChunkRow, Job, Ledger};
-pub use self::plan::{Range, plan};
+pub use self::plan::{Bounds, Range, by_key, by_pages, integer_key};
 use crate::change::Handler;
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mode, Strategy};
 use crate::gate::Gate;
 use crate::lsn::Lsn;
 use crate::mapping::{Shape, TableMapping, unwritable};
@@ -79,6 +79,24 @@ impl Context {
     fn workers(&self) -> usize {
         let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         self.config.cdc.snapshot.workers.unwrap_or_else(|| processors.clamp(2, 8))
+    }
+
+    /// Cuts a table into chunks.
+    async fn plan(&self, table: &Table) -> Result<Vec<Range>, Problem> {
+        let (info, rows) = (&table.ready.info, self.config.cdc.snapshot.chunk_size);
+        if table.ready.strategy != Strategy::IntegerRange {
+            return Ok(by_pages(&info.leaves, rows));
+        }
+        let Some(key) = integer_key(info) else {
+            self.counters.notice(
+                Level::Warn,
+                format!("{}: integer_range needs a key of one integer column, so it is copied by ctid", info.id),
+            );
+            return Ok(by_pages(&info.leaves, rows));
+        };
+        // Not the keeper's session: an error would cost the snapshot.
+        let client = crate::postgres::connect::connect(&self.config.cdc, "control").await?;
+        by_key(&client, &info.leaves, key, rows).await
     }
 
     /// Copies the claimable chunks of `tables` under the keeper's snapshot. None: the operator's pause lasts, and the
@@ -178,6 +196,7 @@ fn copy_table(table: &Table) -> CopyTable {
         shape: Arc::new(Shape::new(info.columns.clone())),
         select_list: info.select_list(),
         condition: table.ready.condition.clone(),
+        integer_key: integer_key(info).unwrap_or_default().to_owned(),
     }
 }
 
@@ -256,15 +275,16 @@ pub async fn initial(
     if !slot && streams {
         context.counters.notice(Level::Info, format!("slot {slot_name} created at {}", keeper.lsn));
     }
-    let chunk_rows = config.cdc.snapshot.chunk_size;
-    let planned = |table: &Table| plan(&table.ready.info.leaves, chunk_rows);
     if let Some(job) = going_on {
         ledger.release_all().await?;
-        go_on(context, ledger, tables, job.lsn, &keeper, planned).await?;
+        go_on(context, ledger, tables, job.lsn, &keeper).await?;
     } else {
         // Documents of an earlier copy whose rows are gone by now are removed at the end.
         let sweep = job.is_some();
-        let plans: Vec<_> = tables.iter().map(|table| (table.mapping.table.clone(), planned(table))).collect();
+        let mut plans = Vec::with_capacity(tables.len());
+        for table in tables {
+            plans.push((table.mapping.table.clone(), context.plan(table).await?));
+        }
         ledger.begin_job(&keeper.snapshot, keeper.lsn, system_id, sweep, &plans).await?;
         tracing::info!(lsn = %keeper.lsn, "snapshot started");
     }
@@ -336,7 +356,6 @@ async fn go_on(
     tables: &[Table],
     began: Lsn,
     keeper: &Keeper,
-    planned: impl Fn(&Table) -> Vec<Range>,
 ) -> Result<(), Problem> {
     let chunks = ledger.chunks().await?;
     let mut by_table: HashMap<&TableId, Vec<&ChunkRow>> = HashMap::new();
@@ -352,7 +371,9 @@ async fn go_on(
         let known = by_table.remove(&table.mapping.table).unwrap_or_default();
         let untouched = |leaf: &Leaf| {
             let mut of_leaf = known.iter().filter(|chunk| chunk.range.leaf == leaf.id).peekable();
-            of_leaf.peek().is_some() && of_leaf.all(|chunk| chunk.range.filenode == leaf.filenode)
+            let fits = |bounds| matches!(bounds, Bounds::Pages { .. }) || integer_key(&table.ready.info).is_some();
+            of_leaf.peek().is_some()
+                && of_leaf.all(|chunk| chunk.range.filenode == leaf.filenode && fits(chunk.range.bounds))
         };
         let done = !known.is_empty() && known.iter().all(|chunk| chunk.completed);
         let of_ours = known.iter().all(|chunk| leaves.iter().any(|leaf| leaf.id == chunk.range.leaf));
@@ -371,7 +392,7 @@ async fn go_on(
                 ),
             );
         }
-        ledger.replan(&table.mapping.table, lsn, &planned(table)).await?;
+        ledger.replan(&table.mapping.table, lsn, &context.plan(table).await?).await?;
     }
     let configured: Vec<TableId> = tables.iter().map(|table| table.mapping.table.clone()).collect();
     forget_others(ledger, &configured, &context.counters).await?;
@@ -494,7 +515,7 @@ async fn again_recorded(
     };
     let [table] = tables.as_slice() else { return Ok(Ended::Copied) };
     let version = keeper.version();
-    let ranges = plan(&table.ready.info.leaves, context.config.cdc.snapshot.chunk_size);
+    let ranges = context.plan(table).await?;
     ledger.replan(&table.mapping.table, keeper.lsn, &ranges).await?;
     let chunks = ledger.chunks().await?;
     show(context, &tables, &chunks);

@@ -32,7 +32,7 @@ cdc:
     operations: [insert, UPDATE, Delete]
     tables:
       - {name: a, schema: s, replicaIdentity: FULL, partitioned: true, snapshotPartitionStrategy: integer_range, queryCondition: "x = ';'"}
-      - {name: b, replicaIdentity: USING INDEX, replicaIdentityIndex: b_key, columns: [id, name], snapshotPartitionStrategy: auto}
+      - {name: b, replicaIdentity: USING INDEX, replicaIdentityIndex: b_key, columns: [id, name], snapshotPartitionStrategy: offset}
       - {name: beat}
   slot: {name: s_1, createIfNotExists: true, slotActivityCheckerInterval: 3000, protoVersion: 2}
   snapshot:
@@ -191,6 +191,7 @@ fn every_key_is_read() {
                     Table {
                         replica_identity: Some(ReplicaIdentity::UsingIndex("b_key".into())),
                         columns: vec!["id".into(), "name".into()],
+                        strategy: Strategy::Offset,
                         ..table("public", "b")
                     },
                     table("public", "beat"),
@@ -242,7 +243,7 @@ fn every_key_is_read() {
     assert_eq!(
         warned,
         [
-            "cdc.publication.tables[0].snapshotPartitionStrategy",
+            "cdc.publication.tables[1].snapshotPartitionStrategy",
             "cdc.slot.protoVersion",
             "elasticsearch.version",
             "elasticsearch.discoverNodesInterval",

@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use super::Ledger;
 use crate::lsn::Lsn;
 use crate::problem::Problem;
-use crate::snapshot::plan::Range;
+use crate::snapshot::plan::{Bounds, Range};
 use crate::table::TableId;
 
 /// A chunk of the ledger.
@@ -266,7 +266,7 @@ impl Ledger {
 const CHUNK: &str = "c.id, c.table_schema, c.table_name, c.chunk_index, coalesce(c.leaf_schema, c.table_schema),
     coalesce(c.leaf_name, c.table_name), coalesce(c.leaf_filenode, 0), coalesce(c.block_start, 0), c.block_end,
     c.status = 'completed', coalesce(c.rows_processed, 0), c.attempts,
-    coalesce(c.snapshot_lsn, '')";
+    coalesce(c.snapshot_lsn, ''), c.partition_strategy = 'integer_range', c.range_start, c.range_end";
 
 fn chunk_row(row: &tokio_postgres::Row) -> ChunkRow {
     let unsigned = |value: i64| u64::try_from(value).unwrap_or(0);
@@ -278,8 +278,11 @@ fn chunk_row(row: &tokio_postgres::Row) -> ChunkRow {
         range: Range {
             leaf: TableId::new(row.get::<_, String>(4), row.get::<_, String>(5)),
             filenode: u32::try_from(row.get::<_, i64>(6)).unwrap_or(0),
-            start: unsigned(row.get(7)),
-            end: row.get::<_, Option<i64>>(8).map(unsigned),
+            bounds: if row.get(13) {
+                Bounds::Keys { start: row.get(14), end: row.get(15) }
+            } else {
+                Bounds::Pages { start: unsigned(row.get(7)), end: row.get::<_, Option<i64>>(8).map(unsigned) }
+            },
         },
         completed: row.get(9),
         rows: unsigned(row.get(10)),
@@ -295,23 +298,33 @@ pub(super) async fn insert_chunks(
     lsn: Lsn,
 ) -> Result<(), Problem> {
     let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let pages = |range: &Range| match range.bounds {
+        Bounds::Pages { start, end } => (Some(signed(start)), end.map(signed)),
+        Bounds::Keys { .. } => (None, None),
+    };
+    let keys = |range: &Range| match range.bounds {
+        Bounds::Keys { start, end } => (start, end),
+        Bounds::Pages { .. } => (None, None),
+    };
     // The parameters of one statement must fit into memory on both sides.
     for (batch, ranges) in ranges.chunks(10_000).enumerate() {
         let first = i32::try_from(batch * 10_000).unwrap_or(i32::MAX);
         let schemas: Vec<&str> = ranges.iter().map(|range| range.leaf.schema.as_str()).collect();
         let names: Vec<&str> = ranges.iter().map(|range| range.leaf.name.as_str()).collect();
         let nodes: Vec<i64> = ranges.iter().map(|range| i64::from(range.filenode)).collect();
-        let starts: Vec<i64> = ranges.iter().map(|range| signed(range.start)).collect();
-        let ends: Vec<Option<i64>> = ranges.iter().map(|range| range.end.map(signed)).collect();
+        let (first_pages, end_pages): (Vec<Option<i64>>, Vec<Option<i64>>) = ranges.iter().map(pages).unzip();
+        let (first_keys, last_keys): (Vec<Option<i64>>, Vec<Option<i64>>) = ranges.iter().map(keys).unzip();
+        let last: Vec<bool> = ranges.iter().map(|range| range.bounds.is_last()).collect();
         client
             .execute(
                 "INSERT INTO public.cdc_snapshot_chunks
                     (slot_name, table_schema, table_name, chunk_index, chunk_start, chunk_size, block_start, block_end,
-                     is_last_chunk, partition_strategy, leaf_schema, leaf_name, leaf_filenode, snapshot_lsn)
-                 SELECT $1, $2, $3, $4 + (r.n - 1)::int4, r.b, coalesce(r.e - r.b, 0), r.b, r.e, r.e IS NULL, 'ctid_block',
-                        r.s, r.t, r.f, $5
-                 FROM unnest($6::text[], $7::text[], $8::int8[], $9::int8[], $10::int8[])
-                      WITH ORDINALITY AS r(s, t, f, b, e, n)
+                     range_start, range_end, is_last_chunk, partition_strategy, leaf_schema, leaf_name, leaf_filenode,
+                     snapshot_lsn)
+                 SELECT $1, $2, $3, $4 + (r.n - 1)::int4, coalesce(r.b, r.k, 0), coalesce(r.e - r.b, 0), r.b, r.e,
+                        r.k, r.l, r.z, CASE WHEN r.b IS NULL THEN 'integer_range' ELSE 'ctid_block' END, r.s, r.t, r.f, $5
+                 FROM unnest($6::text[], $7::text[], $8::int8[], $9::int8[], $10::int8[], $11::int8[], $12::int8[], $13::bool[])
+                      WITH ORDINALITY AS r(s, t, f, b, e, k, l, z, n)
                  ORDER BY r.n",
                 &[
                     &job,
@@ -322,8 +335,11 @@ pub(super) async fn insert_chunks(
                     &schemas,
                     &names,
                     &nodes,
-                    &starts,
-                    &ends,
+                    &first_pages,
+                    &end_pages,
+                    &first_keys,
+                    &last_keys,
+                    &last,
                 ],
             )
             .await?;
