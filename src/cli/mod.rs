@@ -1,9 +1,11 @@
 //! The command line: arguments, and one file per subcommand.
 
 mod demo;
+mod drop;
 mod present;
 mod run;
 mod store;
+mod verify;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -26,6 +28,10 @@ enum Command {
     Demo(demo::Arguments),
     /// Copy and stream the tables of a configuration file
     Run(run::Arguments),
+    /// Compare rows and documents, while changes flow, and repair what differs
+    Verify(verify::Arguments),
+    /// Remove what a pipeline left in PostgreSQL: slot, publication, ledger; asks first
+    Drop(drop::Arguments),
     /// Run the local document store alone: the part of Elasticsearch's HTTP API that pgtide uses
     Store(store::Arguments),
     /// Print the completions of a shell
@@ -93,6 +99,8 @@ pub(crate) fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Demo(arguments) => block_on(demo::main(arguments)),
         Command::Run(arguments) => block_on(run::main(arguments)),
+        Command::Verify(arguments) => block_on(verify::main(arguments)),
+        Command::Drop(arguments) => block_on(drop::main(arguments)),
         Command::Store(arguments) => block_on(store::main(arguments)),
         Command::Completions { shell } => {
             let mut out = Vec::new();
@@ -139,5 +147,29 @@ fn print(text: &str) -> Result<(), Problem> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(internal("stdout cannot be written", &error)),
         _ => Ok(()),
+    }
+}
+
+/// Text of a database for a terminal: as it is where it is plain, otherwise in quotes with escapes, so that it is neither
+/// obeyed nor taken for another.
+fn shown_text(text: &str) -> String {
+    let escaped = format!("{text:?}");
+    let inner = &escaped[1..escaped.len() - 1];
+    let plain = !text.is_empty() && text.trim() == text && inner.replace("\\\"", "\"").replace("\\'", "'") == text;
+    if plain { text.to_owned() } else { escaped }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_shown_and_not_obeyed() {
+        assert_eq!(shown_text("2024-01-01 a\"b'ü"), "2024-01-01 a\"b'ü");
+        assert_eq!(shown_text("\u{1b}[31m"), r#""\u{1b}[31m""#);
+        assert_eq!(shown_text("a\u{202e}b\n"), r#""a\u{202e}b\n""#);
+        assert_eq!(shown_text(""), "\"\"");
+        assert_eq!(shown_text(" a"), "\" a\"");
+        assert_eq!(shown_text(r"a\b"), r#""a\\b""#);
     }
 }

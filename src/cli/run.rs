@@ -1,7 +1,7 @@
 //! `pgtide run`: the engine on the user's PostgreSQL and Elasticsearch.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ pub(super) async fn main(arguments: Arguments) -> Result<ExitCode, Problem> {
     options.read_only = presentation.read_only;
     options.fail_fast = !screen;
     options.wait_when_failed = screen;
-    options.dead_letter_file = log.folder().join(format!("{}-dead-letters.ndjson", pipeline_name(&config)));
+    options.dead_letter_file = dead_letter_file(log.folder(), &pipeline_name(&config));
     let engine = Engine::start(options)?;
     let served = match config.cdc.metric_port {
         None => None,
@@ -67,6 +67,11 @@ pub(super) async fn main(arguments: Arguments) -> Result<ExitCode, Problem> {
     code
 }
 
-fn pipeline_name(config: &Config) -> String {
+/// Where refused documents are kept when the configuration does not say.
+pub(super) fn dead_letter_file(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}-dead-letters.ndjson"))
+}
+
+pub(super) fn pipeline_name(config: &Config) -> String {
     if config.cdc.slot.name.is_empty() { config.cdc.database.clone() } else { config.cdc.slot.name.clone() }
 }

@@ -431,6 +431,18 @@ impl Config {
         if findings.is_empty() { Ok(Loaded { config, warnings }) } else { Err(invalid(findings)) }
     }
 
+    /// The name under which the ledger knows the copy, and the advisory lock the process: that of the slot, or of the
+    /// copy that has none.
+    #[must_use]
+    pub fn job(&self) -> String {
+        match self.mode() {
+            Mode::SnapshotOnly => {
+                self.cdc.snapshot.id.clone().unwrap_or_else(|| format!("snapshot_only_{}", self.cdc.database))
+            }
+            Mode::Initial | Mode::Never => self.cdc.slot.name.clone(),
+        }
+    }
+
     /// The mode that is in force: `snapshot.enabled: false` is `never`.
     #[must_use]
     pub fn mode(&self) -> Mode {

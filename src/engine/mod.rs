@@ -31,11 +31,10 @@ pub use control::{Answer, Command, Commands, Control};
 use self::shared::{Liveness, Shared};
 use crate::change::Handler;
 use crate::config::Config;
-use crate::mapping::TableMapping;
+use crate::mapping;
 use crate::problem::{Problem, ProblemKind};
-use crate::sink::{self, Client, SinkOptions, Target};
+use crate::sink::{self, Client, SinkOptions};
 pub use crate::status::*;
-use crate::table::TableId;
 
 /// What to run and how.
 #[derive(Clone)]
@@ -105,7 +104,7 @@ impl Engine {
         let client = Client::new(elasticsearch)?;
         let dead_letters = elasticsearch.dead_letter_file.clone().unwrap_or_else(|| options.dead_letter_file.clone());
         let sink = sink::Sink::new(client, SinkOptions::new(elasticsearch.concurrent_request, dead_letters));
-        let mappings = mappings(&config, options.handler.is_some())?;
+        let mappings = mapping::tables(&config, options.handler.is_some())?;
         let shared = Arc::new(Shared::new(options, sink, mappings));
         let (control, commands) = Control::channel();
         let task = tokio::spawn(pipeline::supervise(Arc::clone(&shared), commands));
@@ -183,35 +182,4 @@ impl Engine {
         let _ = self.control.send(Command::Stop).await;
         self.wait().await
     }
-}
-
-/// The tables that go somewhere, in the order of the publication's list, then of the mapping.
-fn mappings(config: &Config, handled: bool) -> Result<Vec<Arc<TableMapping>>, Problem> {
-    let indices = &config.elasticsearch.table_index_mapping;
-    let listed = match config.mode() {
-        crate::config::Mode::SnapshotOnly if !config.cdc.snapshot.tables.is_empty() => &config.cdc.snapshot.tables,
-        _ => &config.cdc.publication.tables,
-    };
-    let mut tables: Vec<TableId> = Vec::new();
-    // Without a mapping only a handler can say where a table goes.
-    let goes_somewhere = |id: &&TableId| handled || indices.contains_key(*id);
-    for id in listed.iter().map(|table| &table.id).filter(goes_somewhere).chain(indices.keys()) {
-        if !tables.contains(id) && config.cdc.heartbeat.as_ref().is_none_or(|heartbeat| heartbeat.table != *id) {
-            tables.push(id.clone());
-        }
-    }
-    if tables.is_empty() {
-        return Err(Problem::new(
-            ProblemKind::Config,
-            "no table goes to any index",
-            "Map at least one in `elasticsearch.tableIndexMapping`, such as `public.users: users`.",
-        ));
-    }
-    let mapping = |(number, table): (usize, TableId)| {
-        let index = indices.get(&table).cloned().unwrap_or_default();
-        let exclusive = indices.values().filter(|other| **other == index).count() == 1;
-        let target = Target::new(&index, u32::try_from(number).unwrap_or(u32::MAX));
-        Arc::new(TableMapping { table, number, target, index, exclusive })
-    };
-    Ok(tables.into_iter().enumerate().map(mapping).collect())
 }

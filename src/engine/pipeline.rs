@@ -336,10 +336,7 @@ async fn find_slot(client: &tokio_postgres::Client, config: &Config) -> Result<O
 
 async fn open_ledger(shared: &Shared, config: &Config) -> Result<Arc<Ledger>, Problem> {
     let cdc = &config.cdc;
-    let job = match config.mode() {
-        Mode::SnapshotOnly => cdc.snapshot.id.clone().unwrap_or_else(|| format!("snapshot_only_{}", cdc.database)),
-        Mode::Initial | Mode::Never => cdc.slot.name.clone(),
-    };
+    let job = config.job();
     let ledger = Ledger::open(connect(cdc, "ledger").await?, &job, &shared.instance).await?;
     if !ledger.try_lock().await? {
         let holder = ledger.holder(cdc.snapshot.claim_timeout).await?;

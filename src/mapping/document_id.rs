@@ -24,6 +24,28 @@ pub fn write_id<'a>(id: &mut Vec<u8>, fields: impl Iterator<Item = Option<Field<
     true
 }
 
+/// The texts of the key that an id of `columns` columns was made of: the inverse of [`Shape::id`](super::Shape::id).
+/// None where no key makes such an id.
+#[must_use]
+pub fn read_id(id: &str, columns: usize) -> Option<Vec<String>> {
+    if columns == 1 {
+        let text = if id.as_bytes() == EMPTY { "" } else { id };
+        return (!text.contains('\0')).then(|| vec![text.to_owned()]);
+    }
+    let mut parts = vec![String::new()];
+    let mut characters = id.chars();
+    while let Some(character) = characters.next() {
+        let part = parts.last_mut()?;
+        match character {
+            '\0' => return None,
+            '\\' => part.push(characters.next().filter(|escaped| matches!(escaped, ':' | '\\'))?),
+            ':' => parts.push(String::new()),
+            other => part.push(other),
+        }
+    }
+    (parts.len() == columns).then_some(parts)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,7 +64,23 @@ mod tests {
         assert!(!write_id(&mut Vec::new(), [Some(Field::Null)].into_iter()));
     }
 
+    #[test]
+    fn what_is_no_id_is_not_read_as_one() {
+        assert_eq!(read_id("\0", 1), Some(vec![String::new()]));
+        assert_eq!(read_id("a:b", 1), Some(vec!["a:b".to_owned()]));
+        for id in ["a", "a:b:c", r"a\b:c", "a:b\\", "a\0:b"] {
+            assert_eq!(read_id(id, 2), None, "{id}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn an_id_is_read_back(parts in prop::collection::vec("[:\\\\aé]{0,4}", 2..4)) {
+            let bytes: Vec<Vec<u8>> = parts.iter().map(|part| part.clone().into_bytes()).collect();
+            let text = String::from_utf8(id(&bytes)).unwrap_or_default();
+            prop_assert_eq!(read_id(&text, parts.len()), Some(parts));
+        }
+
         #[test]
         fn different_keys_never_share_an_id(
             one in prop::collection::vec(prop::collection::vec(prop::sample::select(b":\\a".to_vec()), 0..4), 2..4),

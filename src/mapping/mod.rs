@@ -5,9 +5,10 @@ mod document_id;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-pub use document_id::write_id;
+pub use document_id::{read_id, write_id};
 
 use crate::change::{Change, Field, Handler, Operation, Row};
+use crate::config::{Config, Mode};
 use crate::lsn::Lsn;
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::{Body, Target};
@@ -27,6 +28,42 @@ pub struct TableMapping {
     pub index: String,
     /// No other table goes to this index: documents that no row accounts for may be removed.
     pub exclusive: bool,
+}
+
+/// The tables that go somewhere, in the order of the publication's list, then of the mapping.
+///
+/// `handled`: an embedder's code says where changes go, so that a table needs no index.
+///
+/// # Errors
+/// There is none.
+pub fn tables(config: &Config, handled: bool) -> Result<Vec<Arc<TableMapping>>, Problem> {
+    let indices = &config.elasticsearch.table_index_mapping;
+    let listed = match config.mode() {
+        Mode::SnapshotOnly if !config.cdc.snapshot.tables.is_empty() => &config.cdc.snapshot.tables,
+        _ => &config.cdc.publication.tables,
+    };
+    let mut tables: Vec<TableId> = Vec::new();
+    // Without a mapping only a handler can say where a table goes.
+    let goes_somewhere = |id: &&TableId| handled || indices.contains_key(*id);
+    for id in listed.iter().map(|table| &table.id).filter(goes_somewhere).chain(indices.keys()) {
+        if !tables.contains(id) && config.cdc.heartbeat.as_ref().is_none_or(|heartbeat| heartbeat.table != *id) {
+            tables.push(id.clone());
+        }
+    }
+    if tables.is_empty() {
+        return Err(Problem::new(
+            ProblemKind::Config,
+            "no table goes to any index",
+            "Map at least one in `elasticsearch.tableIndexMapping`, such as `public.users: users`.",
+        ));
+    }
+    let mapping = |(number, table): (usize, TableId)| {
+        let index = indices.get(&table).cloned().unwrap_or_default();
+        let exclusive = indices.values().filter(|other| **other == index).count() == 1;
+        let target = Target::new(&index, u32::try_from(number).unwrap_or(u32::MAX));
+        Arc::new(TableMapping { table, number, target, index, exclusive })
+    };
+    Ok(tables.into_iter().enumerate().map(mapping).collect())
 }
 
 /// The columns of a table at one time, prepared for encoding.

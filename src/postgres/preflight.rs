@@ -139,6 +139,8 @@ pub struct Ready {
     pub condition: Option<String>,
     /// How it is to be cut into chunks.
     pub strategy: Strategy,
+    /// Only rows that meet this one are published: the publication's row filter, a part of `condition` as well.
+    pub row_filter: Option<String>,
 }
 
 /// Makes the publication and the replica identities as configured, and looks at each table in `wanted`.
@@ -151,6 +153,30 @@ pub async fn tables(
     server: &Server,
     wanted: &[TableId],
     need_key: bool,
+) -> Result<Vec<Ready>, Problem> {
+    ready(client, config, server, wanted, need_key, true).await
+}
+
+/// The same for somebody who only looks: nothing is made and nothing is changed.
+///
+/// # Errors
+/// A table is missing, has no key, is not published, or may not be read; the publication is missing.
+pub async fn look(
+    client: &Client,
+    config: &Config,
+    server: &Server,
+    wanted: &[TableId],
+) -> Result<Vec<Ready>, Problem> {
+    ready(client, config, server, wanted, true, false).await
+}
+
+async fn ready(
+    client: &Client,
+    config: &Config,
+    server: &Server,
+    wanted: &[TableId],
+    need_key: bool,
+    make: bool,
 ) -> Result<Vec<Ready>, Problem> {
     let cdc = &config.cdc;
     let streams = config.mode() != Mode::SnapshotOnly;
@@ -165,6 +191,7 @@ pub async fn tables(
             return Err(missing(client, id).await?);
         };
         if streams
+            && make
             && let Some(table) = cdc.publication.tables.iter().find(|table| table.id == *id)
             && publication::set_replica_identity(client, table, info.replica_identity).await?
         {
@@ -185,10 +212,10 @@ pub async fn tables(
             .and_then(|table| table.query_condition.clone())
             .or_else(|| config.cdc.snapshot.query_condition.clone());
         let strategy = configured.map(|table| table.strategy).unwrap_or_default();
-        found.push(Ready { info, condition, strategy });
+        found.push(Ready { info, condition, row_filter: None, strategy });
     }
     if streams {
-        published(client, config, server, &mut found).await?;
+        published(client, config, server, &mut found, make).await?;
     }
     for ready in &found {
         if need_key && ready.info.key().is_empty() {
@@ -338,16 +365,22 @@ pub async fn warnings(
 
 /// Checks the tables against the publication, creating it where the configuration says so, and takes over its lists
 /// of columns and its row filters: the copy must hold what the stream will hold.
-async fn published(client: &Client, config: &Config, server: &Server, found: &mut [Ready]) -> Result<(), Problem> {
+async fn published(
+    client: &Client,
+    config: &Config,
+    server: &Server,
+    found: &mut [Ready],
+    make: bool,
+) -> Result<(), Problem> {
     let cdc = &config.cdc;
     let name = &cdc.publication.name;
     let mut publication = publication::find(client, name, server.version).await?;
     if publication.is_none() {
-        if !cdc.publication.create_if_not_exists {
+        if !make || !cdc.publication.create_if_not_exists {
             return Err(setup(
                 format!("there is no publication {name}"),
                 format!(
-                    "Set `cdc.publication.createIfNotExists: true`, or create it: CREATE PUBLICATION {} FOR TABLE {};",
+                    "Start `pgtide run` with `cdc.publication.createIfNotExists: true`, or create it: CREATE PUBLICATION {} FOR TABLE {};",
                     crate::table::quote_identifier(name),
                     found.iter().map(|ready| ready.info.id.quoted()).collect::<Vec<_>>().join(", ")
                 ),
@@ -386,6 +419,7 @@ async fn published(client: &Client, config: &Config, server: &Server, found: &mu
             }
         }
         if let Some(filter) = &entry.row_filter {
+            ready.row_filter = Some(filter.clone());
             ready.condition = Some(match &ready.condition {
                 Some(own) => format!("({own}) AND ({filter})"),
                 None => filter.clone(),

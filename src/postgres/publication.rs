@@ -5,7 +5,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::config::{Cdc, Operation, ReplicaIdentity, Table};
 use crate::problem::{Problem, ProblemKind};
-use crate::table::{TableId, quote_identifier};
+use crate::table::{TableId, quote_identifier, quote_literal};
 
 /// A table as a publication publishes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +78,10 @@ pub async fn create(client: &Client, cdc: &Cdc, server: u32) -> Result<(), Probl
         quote_identifier(&publication.name),
         tables.join(", "),
     );
-    as_owner(client, cdc, "create", &sql).await
+    // In one transaction: `pgtide drop` removes what has the mark.
+    let mark = quote_literal(&mark(&cdc.slot.name));
+    let comment = format!("; COMMENT ON PUBLICATION {} IS {mark}", quote_identifier(&publication.name));
+    as_owner(client, cdc, "create", &sql, &comment).await
 }
 
 /// Publishes one more table of the configuration.
@@ -88,7 +91,7 @@ pub async fn create(client: &Client, cdc: &Cdc, server: u32) -> Result<(), Probl
 pub async fn add(client: &Client, cdc: &Cdc, table: &Table, server: u32) -> Result<(), Problem> {
     let name = quote_identifier(&cdc.publication.name);
     let sql = format!("ALTER PUBLICATION {name} ADD TABLE {}", clause(table, server)?);
-    as_owner(client, cdc, "alter", &sql).await
+    as_owner(client, cdc, "alter", &sql, "").await
 }
 
 /// A table as `FOR TABLE` and `ADD TABLE` take it.
@@ -109,9 +112,9 @@ fn clause(table: &Table, server: u32) -> Result<String, Problem> {
     Ok(format!("{text} ({})", columns.join(", ")))
 }
 
-/// Runs what only the owner of the tables may do; told to another, it is named whole.
-async fn as_owner(client: &Client, cdc: &Cdc, verb: &str, sql: &str) -> Result<(), Problem> {
-    match client.batch_execute(sql).await {
+/// Runs what only the owner of the tables may do, and `then` in the same transaction; to another role `sql` is told whole.
+async fn as_owner(client: &Client, cdc: &Cdc, verb: &str, sql: &str, then: &str) -> Result<(), Problem> {
+    match client.batch_execute(&format!("{sql}{then}")).await {
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Err(Problem::new(
             ProblemKind::Setup,
             format!(
@@ -126,6 +129,42 @@ async fn as_owner(client: &Client, cdc: &Cdc, verb: &str, sql: &str) -> Result<(
         )),
         outcome => Ok(outcome?),
     }
+}
+
+/// What the comment of a publication says that pgtide made.
+const MARK: &str = "made by pgtide for slot ";
+
+fn mark(slot: &str) -> String {
+    format!("{MARK}{slot}")
+}
+
+/// Who made a publication.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maker {
+    /// pgtide, for the slot in question.
+    Pgtide,
+    /// pgtide, for another slot.
+    OtherSlot,
+    /// Somebody else, or a pgtide that left no mark.
+    Other,
+}
+
+/// Who made a publication, by its comment; `None` when there is none of that name.
+///
+/// # Errors
+/// The query fails.
+pub async fn maker(client: &Client, name: &str, slot: &str) -> Result<Option<Maker>, Problem> {
+    let row = client
+        .query_opt(
+            "SELECT pg_catalog.obj_description(oid, 'pg_publication') FROM pg_catalog.pg_publication WHERE pubname = $1",
+            &[&name],
+        )
+        .await?;
+    Ok(row.map(|row| match row.get::<_, Option<String>>(0) {
+        Some(comment) if comment == mark(slot) => Maker::Pgtide,
+        Some(comment) if comment.starts_with(MARK) => Maker::OtherSlot,
+        _ => Maker::Other,
+    }))
 }
 
 /// The configuration wants this operation; an empty list wants all.

@@ -262,7 +262,7 @@ impl Body {
     }
 
     /// A delete in a concrete index with the routing that the document has.
-    pub(super) fn delete_routed(&mut self, index: &str, id: &str, routing: Option<&str>, version: u64) {
+    pub(crate) fn delete_routed(&mut self, index: &str, id: &str, routing: Option<&str>, version: u64) {
         self.begin(&Arc::from(index), u32::MAX, Kind::Delete);
         write_head(&mut self.bytes, Kind::Delete, index);
         write_string(&mut self.bytes, id.as_bytes());

@@ -227,7 +227,7 @@ impl Client {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
             if body.len() + chunk.len() > LONGEST_ANSWER {
-                return Err(SinkError::Malformed { url: shown(&node.url), reason: "it is too long".to_owned() });
+                return Err(SinkError::TooLong { url: shown(&node.url) });
             }
             body.extend_from_slice(&chunk);
         }

@@ -79,6 +79,12 @@ pub enum SinkError {
         /// What is wrong with it.
         reason: String,
     },
+    /// An answer of more bytes than pgtide keeps in memory.
+    #[error("{url} gave an answer of more than 256 MiB")]
+    TooLong {
+        /// Who.
+        url: String,
+    },
     /// Told to stop before everything was answered.
     #[error("stopped before Elasticsearch had answered for everything")]
     Stopped,
@@ -116,6 +122,7 @@ impl SinkError {
                 "Check elasticsearch.urls: host, port, and the path if a proxy stands before it.".to_owned()
             }
             SinkError::Refused { .. } => "Look into the log of Elasticsearch for the reason.".to_owned(),
+            SinkError::TooLong { .. } => "The documents are too long to be read together.".to_owned(),
             SinkError::Malformed { .. } => {
                 "Is it Elasticsearch 7.17 or newer or OpenSearch, without a proxy that changes its answers?".to_owned()
             }
@@ -131,6 +138,7 @@ impl SinkError {
             | SinkError::Timeout { .. }
             | SinkError::Broken { .. }
             | SinkError::Malformed { .. }
+            | SinkError::TooLong { .. }
             | SinkError::Stopped => true,
             SinkError::Refused { status, .. } => matches!(status, 408 | 429 | 500..),
             SinkError::Configuration { .. }

@@ -32,4 +32,4 @@ pub use deliver::{Delivered, Sink, SinkOptions};
 pub use error::SinkError;
 pub use lanes::{Lanes, Limits};
 pub use stats::{SinkStats, TableRejection};
-pub use sweep::{Hit, Scan};
+pub use sweep::{FIND, Hit, Scan};

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use reqwest::Method;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
+use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{Answer, Content, json as content};
@@ -16,11 +17,19 @@ use super::stats::TroubleGuard;
 const PAGE: u32 = 5000;
 /// How long the server keeps the scan for the next page.
 const KEPT: &str = "5m";
-const FILTER: &str = "_scroll_id,timed_out,_shards.failed,hits.hits._index,hits.hits._id,hits.hits._version,hits.hits._routing,\
-                      hits.hits._source";
+/// Documents in a page that holds the documents themselves.
+const FULL_PAGE: u32 = 500;
+/// Ids in one [`Sink::find`].
+pub const FIND: usize = 500;
+/// Only for answers without documents: where anything is filtered, Elasticsearch writes the source anew, and 17.50 becomes
+/// 17.5, or a number of 30 digits one of 17.
+const FILTER: (&str, &str) = (
+    "filter_path",
+    "_scroll_id,timed_out,_shards.failed,hits.hits._index,hits.hits._id,hits.hits._version,hits.hits._routing",
+);
 
 /// A document found by a [`Scan`].
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Hit {
     /// The index that holds it, never an alias.
     #[serde(rename = "_index")]
@@ -34,9 +43,9 @@ pub struct Hit {
     /// Its routing value, if it has one.
     #[serde(rename = "_routing")]
     pub routing: Option<String>,
-    /// The document, when asked for.
+    /// The document, when asked for, to the byte as it was sent. None as well where the index keeps no source.
     #[serde(rename = "_source")]
-    pub source: Option<Value>,
+    pub source: Option<Box<RawValue>>,
 }
 
 #[derive(Deserialize)]
@@ -75,6 +84,7 @@ pub struct Scan {
     sink: Sink,
     index: String,
     source: bool,
+    page: u32,
     scroll: Option<String>,
     ended: bool,
 }
@@ -87,7 +97,35 @@ impl Sink {
     /// ([`Client::refresh`](super::Client::refresh)) to see everything written.
     #[must_use]
     pub fn scan(&self, index: &str, source: bool) -> Scan {
-        Scan { sink: self.clone(), index: index.to_owned(), source, scroll: None, ended: false }
+        let page = if source { FULL_PAGE } else { PAGE };
+        Scan { sink: self.clone(), index: index.to_owned(), source, page, scroll: None, ended: false }
+    }
+
+    /// The documents of `index` (or an alias) that have one of these ids, at most [`FIND`] of them, whole; in no order. An
+    /// id may have several, by routing or behind an alias. Refresh first ([`Sink::refresh`]) to see everything written.
+    ///
+    /// # Errors
+    /// As [`Scan::next_page`]; [`SinkError::TooLong`] when they are too long for one answer: ask for fewer.
+    pub async fn find(&self, index: &str, ids: &[&str], stop: &CancellationToken) -> Result<Vec<Hit>, SinkError> {
+        // Not `_mget`: that finds neither a document with a routing of its own nor any behind an alias of two indices.
+        let size = ids.len().max(1) * 4;
+        let body = json!({"size": size, "version": true, "query": {"ids": {"values": ids}}});
+        let query = [("allow_partial_search_results", "false")];
+        let answer = self.insist(Method::POST, &[index, "_search"], &query, content(&body), stop).await?;
+        if answer.status == 404 {
+            return Ok(Vec::new());
+        }
+        Ok(answer.json::<Page<'_>>()?.hits.hits)
+    }
+
+    /// Makes everything written so far visible to searches, however often it has to be asked for. False when there is no
+    /// such index.
+    ///
+    /// # Errors
+    /// [`SinkError::Stopped`] when `stop` is cancelled.
+    pub async fn refresh(&self, index: &str, stop: &CancellationToken) -> Result<bool, SinkError> {
+        let refreshed = self.insist(Method::POST, &[index, "_refresh"], &[], Content::Empty, stop).await?;
+        Ok(refreshed.status != 404)
     }
 
     /// Removes every document of `index` whose external version is below `below`, unless `keep` says otherwise of its
@@ -106,8 +144,7 @@ impl Sink {
         keep: impl Fn(&str) -> bool,
         stop: &CancellationToken,
     ) -> Result<u64, SinkError> {
-        let refreshed = self.insist(Method::POST, &[index, "_refresh"], &[], Content::Empty, stop).await?;
-        if refreshed.status == 404 {
+        if !self.refresh(index, stop).await? {
             return Ok(0);
         }
         let mut removed = 0;
@@ -182,7 +219,10 @@ impl Sink {
                 Err(error) => error,
             };
             let slow = match &error {
-                SinkError::Refused { status: 400, .. } | SinkError::Configuration { .. } | SinkError::Stopped => {
+                SinkError::Refused { status: 400, .. }
+                | SinkError::TooLong { .. }
+                | SinkError::Configuration { .. }
+                | SinkError::Stopped => {
                     return Err(error);
                 }
                 error => !error.is_transient(),
@@ -206,11 +246,24 @@ fn incomplete(answer: &Answer) -> Option<String> {
 }
 
 impl Scan {
+    /// The same with pages of at most so many documents.
+    #[must_use]
+    pub fn by(mut self, page: u32) -> Self {
+        self.page = page.max(1);
+        self
+    }
+
+    /// Documents in a page at most.
+    #[must_use]
+    pub fn page_size(&self) -> u32 {
+        self.page
+    }
+
     /// The next documents, in no order; none at the end.
     ///
     /// # Errors
     /// [`SinkError::Stopped`] when `stop` is cancelled, [`SinkError::Refused`] when Elasticsearch refuses for good or
-    /// has forgotten the scan: begin again then.
+    /// has forgotten the scan (status 404): begin again then; [`SinkError::TooLong`]: begin again with smaller pages.
     pub async fn next_page(&mut self, stop: &CancellationToken) -> Result<Option<Vec<Hit>>, SinkError> {
         self.page(stop).await?.map_err(|Forgotten| SinkError::Refused {
             url: self.sink.client().url(),
@@ -226,10 +279,11 @@ impl Scan {
         }
         let answer = match &self.scroll {
             None => {
-                let query = [("scroll", KEPT), ("allow_partial_search_results", "false"), ("filter_path", FILTER)];
-                let body = json!({"size": PAGE, "version": true, "_source": self.source, "sort": ["_doc"]});
+                let query = [("scroll", KEPT), ("allow_partial_search_results", "false"), FILTER];
+                let query = &query[..query.len() - usize::from(self.source)];
+                let body = json!({"size": self.page, "version": true, "_source": self.source, "sort": ["_doc"]});
                 let answer =
-                    self.sink.insist(Method::POST, &[&self.index, "_search"], &query, content(&body), stop).await?;
+                    self.sink.insist(Method::POST, &[&self.index, "_search"], query, content(&body), stop).await?;
                 if answer.status == 404 {
                     self.ended = true;
                     return Ok(Ok(None));
@@ -238,9 +292,9 @@ impl Scan {
             }
             Some(scroll) => {
                 let body = json!({"scroll": KEPT, "scroll_id": scroll});
-                let query = [("filter_path", FILTER)];
+                let query = &[FILTER][usize::from(self.source)..];
                 let answer =
-                    self.sink.insist(Method::POST, &["_search", "scroll"], &query, content(&body), stop).await?;
+                    self.sink.insist(Method::POST, &["_search", "scroll"], query, content(&body), stop).await?;
                 if answer.status == 404 {
                     self.scroll = None;
                     return Ok(Err(Forgotten));

@@ -8,8 +8,10 @@ use tokio_postgres::error::SqlState;
 
 use super::plan::Range;
 use super::{Context, Table};
+use crate::config::{Cdc, Config, Mode};
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
+use crate::postgres::catalog::Leaf;
 use crate::postgres::connect::connect;
 use crate::postgres::preflight;
 use crate::postgres::replication::Session;
@@ -59,15 +61,7 @@ impl Keeper {
         let cdc = &context.config.cdc;
         match origin {
             Origin::NoSlot => {
-                let client = connect(cdc, "snapshot").await?;
-                client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-                let row = client
-                    .query_one(
-                        "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END)::text",
-                        &[],
-                    )
-                    .await?;
-                let lsn = row.get::<_, String>(0).parse().unwrap_or_default();
+                let (client, lsn) = without_slot(cdc).await?;
                 Self::hold(client, lsn, context, wanted).await
             }
             Origin::NewSlot(name) => {
@@ -108,26 +102,8 @@ impl Keeper {
         wanted: &[Arc<TableMapping>],
     ) -> Result<(Self, Vec<Table>), Problem> {
         let tables = lock_all(&client, context, wanted).await?;
-        let leaves = || tables.iter().flat_map(|table| &table.ready.info.leaves);
-        let oids: Vec<u32> = leaves().map(|leaf| leaf.oid).collect();
-        // relfilenode is read by the snapshot, pg_relation_filenode() by what is so now. Where they differ the table
-        // was rewritten after the snapshot, which would see no row in it.
-        let rewritten = client
-            .query(
-                "SELECT o.oid::regclass::text FROM unnest($1::oid[]) o(oid)
-                 LEFT JOIN pg_catalog.pg_class c ON c.oid = o.oid
-                 WHERE c.oid IS NULL OR c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid)",
-                &[&oids],
-            )
-            .await?;
-        if let Some(row) = rewritten.first() {
-            return Err(Problem::new(
-                ProblemKind::Setup,
-                format!("table {} was rewritten while the snapshot was taken", row.get::<_, String>(0)),
-                "The copy is begun again by itself.",
-            )
-            .transient());
-        }
+        let leaves = tables.iter().flat_map(|table| &table.ready.info.leaves);
+        untouched(&client, leaves).await?;
         let row = client.query_one("SELECT pg_catalog.pg_export_snapshot()", &[]).await?;
         Ok((Self { client, snapshot: row.get(0), lsn, since: Instant::now() }, tables))
     }
@@ -151,6 +127,68 @@ impl Keeper {
         }
         gone()
     }
+}
+
+/// Makes sure that the snapshot of `client`, which holds locks on these tables, sees their rows.
+///
+/// # Errors
+/// One was rewritten between the snapshot and the lock. It passes.
+async fn untouched(client: &Client, leaves: impl Iterator<Item = &Leaf>) -> Result<(), Problem> {
+    let oids: Vec<u32> = leaves.map(|leaf| leaf.oid).collect();
+    // relfilenode is read by the snapshot, pg_relation_filenode() by what is so now. Where they differ the table
+    // was rewritten after the snapshot, which would see no row in it.
+    let rewritten = client
+        .query(
+            "SELECT o.oid::regclass::text FROM unnest($1::oid[]) o(oid)
+             LEFT JOIN pg_catalog.pg_class c ON c.oid = o.oid
+             WHERE c.oid IS NULL OR c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid)",
+            &[&oids],
+        )
+        .await?;
+    if let Some(row) = rewritten.first() {
+        return Err(Problem::new(
+            ProblemKind::Setup,
+            format!("table {} was rewritten while the snapshot was taken", row.get::<_, String>(0)),
+            "The copy is begun again by itself.",
+        )
+        .transient());
+    }
+    Ok(())
+}
+
+/// A session that reads by a snapshot which nothing streams after, and about where that is.
+async fn without_slot(cdc: &Cdc) -> Result<(Client, Lsn), Problem> {
+    let client = connect(cdc, "snapshot").await?;
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let row = client
+        .query_one(
+            "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END)::text",
+            &[],
+        )
+        .await?;
+    Ok((client, row.get::<_, String>(0).parse().unwrap_or_default()))
+}
+
+/// A session of its own that is all that a keeper is: it reads by the snapshot of a temporary slot (of none where nothing
+/// streams), and has a lock on each of a table's `leaves` that keeps it from being rewritten. With the consistent point.
+///
+/// # Errors
+/// No slot is free, a table is locked by somebody else, or was rewritten in between.
+pub(crate) async fn session(config: &Config, leaves: &[Leaf]) -> Result<(Client, Lsn), Problem> {
+    let (client, lsn) = if config.mode() == Mode::SnapshotOnly {
+        without_slot(&config.cdc).await?
+    } else {
+        let mut session = Session::connect(&config.cdc, "snapshot slot").await?;
+        let created = session.create_slot(&super::temporary_slot(), true).await?;
+        let client = connect(&config.cdc, "snapshot").await?;
+        import(&client, &created.snapshot_name).await?;
+        (client, created.consistent_point)
+    };
+    for leaf in leaves {
+        lock(&client, &leaf.id).await?;
+    }
+    untouched(&client, leaves.iter()).await?;
+    Ok((client, lsn))
 }
 
 /// Locks the tables and gives them as they are under the lock.

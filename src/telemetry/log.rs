@@ -1,7 +1,7 @@
 //! The log: a file a day, and stderr when there is no screen to disturb.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy as _;
 use tracing::Subscriber;
@@ -69,7 +69,7 @@ pub struct LogGuard {
 impl LogGuard {
     /// The folder of the files.
     #[must_use]
-    pub fn folder(&self) -> &std::path::Path {
+    pub fn folder(&self) -> &Path {
         &self.folder
     }
 }
@@ -86,10 +86,7 @@ pub fn init(options: &Options) -> Result<LogGuard, LogError> {
 }
 
 fn build(options: &Options) -> Result<(impl Subscriber + Send + Sync, LogGuard), LogError> {
-    let folder = match &options.folder {
-        Some(folder) => folder.clone(),
-        None => default_folder()?,
-    };
+    let folder = folder(options.folder.as_deref())?;
     std::fs::create_dir_all(&folder).map_err(|source| LogError::Folder { folder: folder.clone(), source })?;
     let file = RollingFileAppender::builder()
         .rotation(Rotation::DAILY)
@@ -112,7 +109,14 @@ fn build(options: &Options) -> Result<(impl Subscriber + Send + Sync, LogGuard),
     Ok((subscriber, LogGuard { folder, _writer: guard }))
 }
 
-fn default_folder() -> Result<PathBuf, LogError> {
+/// The folder of the files: the one that was asked for, or `pgtide` in the XDG state folder.
+///
+/// # Errors
+/// No home folder is known.
+pub fn folder(asked: Option<&Path>) -> Result<PathBuf, LogError> {
+    if let Some(folder) = asked {
+        return Ok(folder.to_path_buf());
+    }
     let base = etcetera::base_strategy::Xdg::new().map_err(|_| LogError::NoHome)?;
     Ok(base.state_dir().ok_or(LogError::NoHome)?.join("pgtide"))
 }

@@ -167,9 +167,26 @@ async fn a_scan_tells_versions_and_documents() {
     }
     assert_eq!(found.len(), 7);
     assert_eq!((found[4].id.as_str(), found[4].version, found[4].routing.as_deref()), ("e", 10, Some("r1")));
-    assert_eq!(found[4].source, Some(json!({"id": "e"})));
-    assert_eq!(scan.next_page(&stop).await, Ok(None));
+    assert_eq!(found[4].source.as_ref().unwrap().get(), r#"{"id":"e"}"#);
+    assert!(matches!(scan.next_page(&stop).await, Ok(None)));
+    // Filtered, Elasticsearch would write the documents anew.
+    assert!(server.requests().iter().all(|request| !request.path.contains("filter_path")));
     assert_eq!(index.lock().unwrap().open_scrolls, 0);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_is_no_reason_to_ask_the_same_again() {
+    let server = Server::start(|_, request| match request.path.split('?').next().unwrap() {
+        "/users/_search" => Reply::Answer { status: 200, headers: Vec::new(), body: vec![b' '; (256 << 20) + 1] },
+        _ => Reply::json(200, &json!({})),
+    })
+    .await;
+    let (sink, _folder) = sink(&server.url);
+    let stop = CancellationToken::new();
+    let page = sink.scan("users", true).next_page(&stop).await;
+    assert!(matches!(page, Err(SinkError::TooLong { .. })), "{page:?}");
+    let found = sink.find("users", &["1"], &stop).await;
+    assert!(matches!(found, Err(SinkError::TooLong { .. })), "{found:?}");
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@
 
 mod chunks;
 mod job;
+mod recorded;
 mod schema;
 
 use std::time::Duration;
@@ -20,6 +21,7 @@ use tokio_postgres::{Client, Statement};
 
 pub use self::chunks::ChunkRow;
 pub use self::job::Job;
+pub use self::recorded::Recorded;
 use crate::problem::{Problem, ProblemKind};
 
 /// The ledger of one slot (or, in mode `snapshot_only`, of one job name).
@@ -58,14 +60,7 @@ impl Ledger {
     /// # Errors
     /// The query fails.
     pub async fn try_lock(&self) -> Result<bool, Problem> {
-        let row = self
-            .client
-            .query_one(
-                "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('pgtide ' || $1, 0))",
-                &[&self.job],
-            )
-            .await?;
-        Ok(row.get(0))
+        try_lock(&self.client, &self.job).await
     }
 
     /// Ends when the ledger's connection has ended, and the lock with it. Nobody tells, so it is looked at.
@@ -113,6 +108,12 @@ impl Ledger {
         self.client.batch_execute("BEGIN; SET LOCAL synchronous_commit = on").await?;
         Ok(open)
     }
+}
+
+/// Takes the lock of a job for as long as the connection lives. False: another process has it.
+pub(crate) async fn try_lock(client: &Client, job: &str) -> Result<bool, Problem> {
+    let sql = "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('pgtide ' || $1, 0))";
+    Ok(client.query_one(sql, &[&job]).await?.get(0))
 }
 
 /// A transaction of the ledger's connection.

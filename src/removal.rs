@@ -1,0 +1,133 @@
+//! What a pipeline leaves in PostgreSQL, and taking it away: slot, publication, ledger. Indices are never touched.
+
+use tokio_postgres::Client;
+
+use crate::config::{Config, Mode, ReplicaIdentity};
+use crate::postgres::connect::connect;
+use crate::postgres::publication::{self, Maker};
+use crate::postgres::slot::{self, SlotInfo};
+use crate::problem::{Problem, ProblemKind};
+use crate::snapshot::{self, Recorded};
+use crate::table::{TableId, quote_identifier};
+
+/// What there is of one pipeline. While it lives no pgtide can begin to work on it.
+#[derive(Debug)]
+pub struct Remains {
+    client: Client,
+    job: String,
+    /// Name of the slot, and what is known of it; none where there is none, or the mode has none.
+    pub slot: Option<(String, SlotInfo)>,
+    /// Name of the publication and who made it.
+    pub publication: Option<(String, Maker)>,
+    /// The ledger's rows of this pipeline, and of others.
+    pub ledger: Recorded,
+    /// Whether the ledger's tables can go as well: no other pipeline has anything in them.
+    pub ledger_tables: bool,
+    /// Tables with the replica identity that the configuration asked for: its word in SQL. It stays.
+    pub identities: Vec<(TableId, &'static str)>,
+}
+
+impl Remains {
+    /// Looks. Changes nothing.
+    ///
+    /// # Errors
+    /// A pgtide works on it, the slot is not ours, or PostgreSQL cannot be asked.
+    pub async fn find(config: &Config) -> Result<Self, Problem> {
+        let cdc = &config.cdc;
+        let client = connect(cdc, "drop").await?;
+        let job = config.job();
+        let streams = config.mode() != Mode::SnapshotOnly;
+        let slot = match streams {
+            true => slot::find(&client, &cdc.slot.name).await?.map(|info| (cdc.slot.name.clone(), info)),
+            false => None,
+        };
+        if let Some((name, info)) = &slot {
+            match slot::usable(name, info, &cdc.database) {
+                // Lost, it is good for nothing but to be removed.
+                Err(problem) if problem.kind != ProblemKind::Gap => return Err(problem),
+                _ => {}
+            }
+        }
+        if !snapshot::try_lock(&client, &job).await? {
+            return Err(Problem::new(
+                ProblemKind::Setup,
+                format!("a pgtide works on {job}"),
+                "Stop it first. Nothing was removed.",
+            ));
+        }
+        let publication = match streams {
+            true => publication::maker(&client, &cdc.publication.name, &job).await?,
+            false => None,
+        };
+        let ledger = Recorded::read(&client, &job).await?;
+        let others = "SELECT count(*) FROM pg_catalog.pg_stat_activity
+                      WHERE datname = pg_catalog.current_database() AND application_name = 'pgtide ledger'";
+        let idle = client.query_one(others, &[]).await?.get::<_, i64>(0) == 0;
+        Ok(Self {
+            slot,
+            publication: publication.map(|maker| (cdc.publication.name.clone(), maker)),
+            ledger_tables: ledger.tables && ledger.others.is_empty() && idle,
+            ledger,
+            identities: identities(&client, config).await?,
+            client,
+            job,
+        })
+    }
+
+    /// There is nothing to be removed.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        let publication = matches!(self.publication, Some((_, Maker::Pgtide)));
+        self.slot.is_none() && !publication && self.ledger.rows == 0 && !self.ledger_tables
+    }
+
+    /// The name under which the ledger knows the pipeline.
+    #[must_use]
+    pub fn job(&self) -> &str {
+        &self.job
+    }
+
+    /// Removes the slot, the publication if pgtide made it and `publication` says so, and what the ledger has. The slot
+    /// first: it alone does harm by staying. Gives whether the ledger's tables went as well.
+    ///
+    /// # Errors
+    /// PostgreSQL refuses one of them; what stood before it in this order is gone. It can be done again.
+    pub async fn remove(&self, publication: bool) -> Result<bool, Problem> {
+        if let Some((name, _)) = &self.slot {
+            self.client.execute("SELECT pg_catalog.pg_drop_replication_slot($1::text::name)", &[name]).await?;
+        }
+        if let Some((name, Maker::Pgtide)) = &self.publication
+            && publication
+        {
+            self.client.batch_execute(&format!("DROP PUBLICATION {}", quote_identifier(name))).await?;
+        }
+        if !self.ledger.tables {
+            return Ok(false);
+        }
+        Recorded::remove(&self.client, &self.job, self.ledger_tables).await
+    }
+}
+
+/// The tables whose replica identity the configuration sets, as far as they have it.
+async fn identities(client: &Client, config: &Config) -> Result<Vec<(TableId, &'static str)>, Problem> {
+    let mut found = Vec::new();
+    for table in &config.cdc.publication.tables {
+        let (letter, word) = match &table.replica_identity {
+            None | Some(ReplicaIdentity::Default) => continue,
+            Some(ReplicaIdentity::Full) => ("f", "FULL"),
+            Some(ReplicaIdentity::Nothing) => ("n", "NOTHING"),
+            Some(ReplicaIdentity::UsingIndex(_)) => ("i", "USING INDEX"),
+        };
+        let row = client
+            .query_opt(
+                "SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                 WHERE n.nspname = $1 AND c.relname = $2 AND c.relreplident::text = $3",
+                &[&table.id.schema, &table.id.name, &letter],
+            )
+            .await?;
+        if row.is_some() {
+            found.push((table.id.clone(), word));
+        }
+    }
+    Ok(found)
+}

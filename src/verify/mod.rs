@@ -1,0 +1,526 @@
+//! Comparing rows with documents, by key and content, while both change; and copying just those that differ.
+//!
+//! ```text
+//! fingerprint  what a document means, in 64 bits
+//! spill        keys and fingerprints of one side, on disk, in parts that fit into memory
+//! rows         the PostgreSQL side, as the copy would write it
+//! documents    the Elasticsearch side
+//! settle       looks at what seems to differ until it is certain
+//! stream       waits until the stream has passed a position
+//! repair       copies just the rows that differ
+//! ```
+//!
+//! Both sides are read once, in whatever order they come, into parts by a hash of the id; the parts are compared one after
+//! another. So memory does not grow with the table: it holds two parts of 512, at most 100,000 ids that are looked at
+//! again, and a page of documents. The disk holds about 21 bytes a row and a document, and their ids.
+
+mod dead_letters;
+mod documents;
+mod fingerprint;
+mod repair;
+mod rows;
+mod settle;
+mod spill;
+mod stream;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use self::documents::Documents;
+use self::rows::Rows;
+use self::settle::{Settle, Settled};
+use self::spill::{BUCKETS, Record, Spill, records};
+use self::stream::Stream;
+use crate::config::{Config, Mode};
+use crate::mapping::{self, TableMapping};
+use crate::postgres::connect::connect;
+use crate::postgres::preflight::{self, Ready};
+use crate::problem::{Problem, ProblemKind};
+use crate::sink::{self, Sink, SinkOptions, document_id};
+use crate::snapshot::Recorded;
+use crate::table::TableId;
+
+/// Ids that are looked at again together.
+const BATCH: usize = 100_000;
+/// Differences of a table after which nothing more is looked at again: it should be copied again as a whole.
+const ENOUGH: u64 = 100_000;
+/// How often a repair is made again for ids that differ after it.
+const TURNS: u32 = 3;
+
+/// What to compare and how.
+#[derive(Clone)]
+pub struct Options {
+    /// Both sides, as the pipeline has them.
+    pub config: Arc<Config>,
+    /// Only this table: as the configuration names it, `schema.table`, or the name alone of one in `public`.
+    pub table: Option<String>,
+    /// Write and remove documents where they differ from the rows.
+    pub repair: bool,
+    /// How long the stream may take to pass a position, a row may keep changing, Elasticsearch may not answer.
+    pub timeout: Duration,
+    /// Differences of a table that are listed. All are counted.
+    pub limit: usize,
+    /// List the rows and documents themselves as well.
+    pub show_values: bool,
+    /// Where the temporary files go.
+    pub folder: PathBuf,
+    /// The dead letters when the configuration does not say where they are.
+    pub dead_letter_file: PathBuf,
+    /// Told how far it has come.
+    pub progress: Option<OnProgress>,
+}
+
+impl Options {
+    /// Compares all tables of `config`, with a timeout of 60 s, and lists 100 differences of each.
+    #[must_use]
+    pub fn new(config: Arc<Config>) -> Self {
+        Self {
+            config,
+            table: None,
+            repair: false,
+            timeout: Duration::from_secs(60),
+            limit: 100,
+            show_values: false,
+            folder: std::env::temp_dir(),
+            dead_letter_file: PathBuf::from("pgtide-dead-letters.ndjson"),
+            progress: None,
+        }
+    }
+}
+
+/// Is told how far it has come.
+pub type OnProgress = Arc<dyn Fn(&Progress) + Send + Sync>;
+
+/// How far it has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The table.
+    pub table: String,
+    /// Rows read.
+    pub rows: u64,
+    /// Documents read.
+    pub documents: u64,
+    /// What it does beside reading.
+    pub step: &'static str,
+}
+
+/// In what an id differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DifferenceKind {
+    /// A row without a document.
+    Missing,
+    /// A document without a row.
+    Extra,
+    /// A document that is not its row.
+    Different,
+}
+
+/// An id whose row and document are not equal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// What it is.
+    pub kind: DifferenceKind,
+    /// The document's id.
+    pub id: String,
+    /// The fields that differ, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<String>,
+    /// The document's version is ahead of the server: something else wrote it, and no change will replace it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub foreign: bool,
+    /// The newest dead letter with this id: what Elasticsearch called the reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// The document that the row makes, as JSON, when values were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub row: Option<String>,
+    /// The document that is there, as JSON, when values were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub document: Option<String>,
+}
+
+/// What a repair did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Repaired {
+    /// Documents sent.
+    pub written: u64,
+    /// Documents removed.
+    pub deleted: u64,
+    /// Of both, those that a newer version was in the way of.
+    pub superseded: u64,
+    /// Refused for good by Elasticsearch; they are among the dead letters.
+    pub refused: u64,
+}
+
+/// What was found of one table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TableReport {
+    /// The table.
+    pub table: String,
+    /// Its index.
+    pub index: String,
+    /// Rows read.
+    pub rows: u64,
+    /// Documents read.
+    pub documents: u64,
+    /// Rows without a document.
+    pub missing: u64,
+    /// Documents without a row.
+    pub extra: u64,
+    /// Documents that are not their row.
+    pub different: u64,
+    /// Ids that could not be compared, by the reason.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub not_compared: BTreeMap<String, u64>,
+    /// What the repair did, if one was asked for and needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<Repaired>,
+    /// Differences that the repair left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left: Option<u64>,
+    /// The first differences; after a repair those that it left.
+    #[serde(skip)]
+    pub differences: Vec<Difference>,
+}
+
+impl TableReport {
+    /// Differences that there are now.
+    #[must_use]
+    pub fn unequal(&self) -> u64 {
+        self.left.unwrap_or(self.missing + self.extra + self.different)
+    }
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Table by table.
+    pub tables: Vec<TableReport>,
+    /// What makes documents differ from rows and may be meant so, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// The outcome as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every row has its document, and no document is left over.
+    Equal,
+    /// Some differ, for certain.
+    Different,
+    /// None differs for certain, but some could not be compared.
+    NotCompared,
+}
+
+impl Report {
+    /// The outcome as a whole.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        if self.tables.iter().any(|table| table.unequal() > 0) {
+            Outcome::Different
+        } else if self.tables.iter().any(|table| !table.not_compared.is_empty()) {
+            Outcome::NotCompared
+        } else {
+            Outcome::Equal
+        }
+    }
+}
+
+/// An id to be looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Candidate {
+    /// The document's id.
+    id: String,
+    /// The text of the key, where the id is a digest of it.
+    raw: Option<String>,
+    /// The id is that of no key: a text where the key is a number, say.
+    no_key: bool,
+}
+
+/// Compares. `each` gets the report of a table as soon as it is made.
+///
+/// # Errors
+/// A server does not answer or refuses the user, a table is gone, the copy is not done, `stop` is cancelled: it could not
+/// be compared.
+pub async fn run(
+    options: &Options,
+    stop: &CancellationToken,
+    mut each: impl FnMut(&TableReport),
+) -> Result<Report, Problem> {
+    let config = &options.config;
+    let elasticsearch = &config.elasticsearch;
+    let dead_letters = elasticsearch.dead_letter_file.as_ref().unwrap_or(&options.dead_letter_file);
+    let sink_options = SinkOptions::new(elasticsearch.concurrent_request, dead_letters.clone());
+    let sink = Sink::new(sink::Client::new(elasticsearch)?, sink_options);
+    let mappings = wanted(config, options.table.as_deref())?;
+    sink.client().info().await?;
+    let client = connect(&config.cdc, "verify").await?;
+    let server = preflight::server(&client).await?;
+    let names: Vec<TableId> = mappings.iter().map(|mapping| mapping.table.clone()).collect();
+    let recorded = Recorded::read(&client, &config.job()).await?;
+    if recorded.half_done {
+        return Err(Problem::new(
+            ProblemKind::Setup,
+            "the tables are still being copied for the first time",
+            "Compare once the copy is done: `pgtide run` says so.",
+        ));
+    }
+    let ready = preflight::look(&client, config, &server, &names).await?;
+    let mut report =
+        Report { notes: preflight::warnings(&client, config, &server, &names).await?, ..Report::default() };
+    let copied = config.cdc.snapshot.tables.iter().map(|table| &table.id).collect::<Vec<_>>();
+    for name in &names {
+        if config.mode() == Mode::Never || !copied.is_empty() && !copied.contains(&name) {
+            report.notes.push(format!(
+                "{name}: is not copied by this configuration, so rows from before its slot count as missing"
+            ));
+        }
+    }
+    let synchronous = stream::synchronous(&client).await?;
+    for (mapping, ready) in mappings.iter().zip(ready) {
+        let comparison = Comparison {
+            options,
+            client: &client,
+            sink: &sink,
+            mapping,
+            rows: Rows::new(&ready),
+            ready,
+            stream: Stream::new(config),
+            synchronous,
+            copying: recorded.wanted.contains(&mapping.table),
+            stop,
+        };
+        let table = tokio::select! {
+            table = comparison.run(dead_letters) => table?,
+            problem = trouble(&sink, options.timeout) => return Err(problem),
+            () = stop.cancelled() => return Err(stopped()),
+        };
+        each(&table);
+        report.tables.push(table);
+    }
+    Ok(report)
+}
+
+fn wanted(config: &Config, table: Option<&str>) -> Result<Vec<Arc<TableMapping>>, Problem> {
+    let all = mapping::tables(config, false)?;
+    let Some(table) = table else { return Ok(all) };
+    let named: Vec<String> = all.iter().map(|mapping| mapping.table.to_string()).collect();
+    let is_named = |id: &TableId| id.to_string() == table || id.schema == "public" && id.name == table;
+    let chosen: Vec<_> = all.into_iter().filter(|mapping| is_named(&mapping.table)).collect();
+    if chosen.is_empty() {
+        return Err(Problem::new(
+            ProblemKind::Config,
+            format!("table {table} goes to no index by this configuration"),
+            format!("It has: {}.", named.join(", ")),
+        ));
+    }
+    Ok(chosen)
+}
+
+/// Ends when Elasticsearch has been in trouble for too long: what reads from it tries again for ever.
+async fn trouble(sink: &Sink, timeout: Duration) -> Problem {
+    let mut since = None;
+    loop {
+        match sink.stats().trouble {
+            None => since = None,
+            Some(trouble) => {
+                if since.get_or_insert_with(Instant::now).elapsed() >= timeout {
+                    return Problem::new(ProblemKind::Elasticsearch, trouble.reason, trouble.hint);
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+fn stopped() -> Problem {
+    Problem::new(ProblemKind::Internal, "stopped before everything was compared", "")
+}
+
+/// One table.
+struct Comparison<'a> {
+    options: &'a Options,
+    client: &'a Client,
+    sink: &'a Sink,
+    mapping: &'a TableMapping,
+    rows: Rows,
+    ready: Ready,
+    stream: Stream,
+    synchronous: bool,
+    /// The ledger says that it is to be copied again.
+    copying: bool,
+    stop: &'a CancellationToken,
+}
+
+impl Comparison<'_> {
+    async fn run(&self, dead_letters: &Path) -> Result<TableReport, Problem> {
+        let (mut rows, mut documents) = self.read().await?;
+        let mut report = TableReport {
+            table: self.mapping.table.to_string(),
+            index: self.mapping.index.clone(),
+            rows: rows.records(),
+            documents: documents.records(),
+            ..TableReport::default()
+        };
+        let settle = self.settle();
+        let (mut settled, mut pending) = (Settled::default(), Vec::new());
+        for bucket in 0..BUCKETS {
+            unequal(&rows.take(bucket).map_err(no_room)?, &documents.take(bucket).map_err(no_room)?, &mut pending);
+            if settled.count() >= ENOUGH {
+                settled.unsettled("enough differ already: they were not looked at again", pending.len() as u64);
+                pending.clear();
+            }
+            while pending.len() >= BATCH || bucket + 1 == BUCKETS && !pending.is_empty() {
+                self.step("looking again at what seems to differ", report.rows, report.documents);
+                let batch = pending.split_off(pending.len().saturating_sub(BATCH));
+                settle.settle(batch, &mut settled).await?;
+            }
+        }
+        drop((rows, documents));
+        if self.copying && settled.count() > 0 {
+            let count = settled.count();
+            settled = Settled { unsettled: settled.unsettled, ..Settled::default() };
+            settled.unsettled("the table is being copied again", count);
+        }
+        (report.missing, report.extra, report.different) = (settled.missing, settled.extra, settled.different);
+        if self.options.repair && settled.count() > 0 {
+            settled = self.repair(settled, &mut report).await?;
+            report.left = Some(settled.count());
+        }
+        report.not_compared = settled.unsettled;
+        report.differences = settled.differences;
+        dead_letters::mark(dead_letters, &self.mapping.index, &mut report.differences);
+        Ok(report)
+    }
+
+    fn settle(&self) -> Settle<'_> {
+        Settle {
+            client: self.client,
+            rows: &self.rows,
+            documents: self.documents(),
+            stream: &self.stream,
+            timeout: self.options.timeout,
+            synchronous: self.synchronous,
+            limit: self.options.limit,
+            show_values: self.options.show_values,
+        }
+    }
+
+    fn documents(&self) -> Documents<'_> {
+        Documents { sink: self.sink, index: &self.mapping.index, stop: self.stop }
+    }
+
+    /// Repairs, and looks again at what was repaired.
+    async fn repair(&self, mut settled: Settled, report: &mut TableReport) -> Result<Settled, Problem> {
+        let mut all = Repaired::default();
+        for _ in 0..TURNS {
+            self.step("repairing", report.rows, report.documents);
+            let again: Vec<Candidate> = settled.wrong.iter().map(|wrong| wrong.candidate.clone()).collect();
+            let repaired = repair::repair(
+                &self.options.config,
+                self.sink,
+                self.mapping,
+                (&self.rows, &self.ready.info.leaves),
+                std::mem::take(&mut settled.wrong),
+                (self.options.timeout, self.stop),
+            )
+            .await?;
+            all.written += repaired.written;
+            all.deleted += repaired.deleted;
+            all.superseded += repaired.superseded;
+            all.refused += repaired.refused;
+            settled = Settled { unsettled: settled.unsettled, ..Settled::default() };
+            self.settle().settle(again, &mut settled).await?;
+            if settled.count() == 0 || repaired.refused + repaired.superseded >= settled.count() {
+                break;
+            }
+        }
+        report.repaired = Some(all);
+        Ok(settled)
+    }
+
+    /// Reads both sides at the same time.
+    async fn read(&self) -> Result<(Spill, Spill), Problem> {
+        let spill = || Spill::new(&self.options.folder).map_err(no_room);
+        let (mut rows, documents) = (spill()?, Mutex::new(spill()?));
+        let (row_count, document_count) = (AtomicU64::new(0), AtomicU64::new(0));
+        let shown = |counter: &AtomicU64, count: u64| {
+            counter.store(count, Relaxed);
+            if count.is_multiple_of(1000) {
+                self.step("", row_count.load(Relaxed), document_count.load(Relaxed));
+            }
+        };
+        let from_rows = self.rows.all(self.client, |row| {
+            let id = document_id(&row.key);
+            let record = Record { key: &row.key, fingerprint: row.fingerprint, mark: row.due };
+            rows.add(id.as_bytes(), record).map_err(no_room)?;
+            shown(&row_count, rows.records());
+            Ok(())
+        });
+        let held = || documents.lock().unwrap_or_else(PoisonError::into_inner);
+        let begin = || {
+            *held() = spill()?;
+            Ok(())
+        };
+        let of_index = self.documents();
+        let from_documents = of_index.all(begin, |id, fingerprint| {
+            let mut documents = held();
+            let record = Record { key: id.as_bytes(), fingerprint, mark: false };
+            documents.add(id.as_bytes(), record).map_err(no_room)?;
+            shown(&document_count, documents.records());
+            Ok(())
+        });
+        tokio::try_join!(from_rows, from_documents)?;
+        Ok((rows, documents.into_inner().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn step(&self, step: &'static str, rows: u64, documents: u64) {
+        if let Some(progress) = &self.options.progress {
+            progress(&Progress { table: self.mapping.table.to_string(), rows, documents, step });
+        }
+    }
+}
+
+/// The ids of two parts that are not equal by what was read of them.
+fn unequal(rows: &[u8], documents: &[u8], found: &mut Vec<Candidate>) {
+    let mut left: HashMap<&[u8], u64> = HashMap::new();
+    for document in records(documents) {
+        // A second one with the same id, by routing or behind an alias.
+        if left.insert(document.key, document.fingerprint).is_some() {
+            found.push(Candidate { id: text(document.key), raw: None, no_key: false });
+        }
+    }
+    for row in records(rows) {
+        let id = document_id(row.key);
+        let equal = match left.remove(id.as_bytes()) {
+            None => !row.mark,
+            Some(fingerprint) => fingerprint == row.fingerprint,
+        };
+        if !equal {
+            let raw = matches!(id, Cow::Owned(_)).then(|| text(row.key));
+            found.push(Candidate { id: id.into_owned(), raw, no_key: false });
+        }
+    }
+    found.extend(left.into_keys().map(|id| Candidate { id: text(id), raw: None, no_key: false }));
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn no_room(error: std::io::Error) -> Problem {
+    Problem::new(
+        ProblemKind::Config,
+        format!("the temporary files cannot be written or read: {error}"),
+        "They need about 21 bytes for each row and each document, and the length of its id. Name a folder with room by \
+         --temp-folder.",
+    )
+}
