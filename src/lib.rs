@@ -2,6 +2,7 @@
 //!
 //! The binary is a dashboard around this library; [`engine`] is what an embedder uses.
 
+mod broken;
 pub mod change;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -12,6 +12,7 @@ use super::client::{Answer, Content, json as content};
 use super::deliver::Sink;
 use super::error::SinkError;
 use super::stats::TroubleGuard;
+use crate::broken::{Rule, broken};
 
 /// Documents in a page.
 const PAGE: u32 = 5000;
@@ -147,6 +148,7 @@ impl Sink {
         if !self.refresh(index, stop).await? {
             return Ok(0);
         }
+        let old = |hit: &Hit| hit.version < below || broken(Rule::SweepBound);
         let mut removed = 0;
         loop {
             let mut scan = self.scan(index, false);
@@ -162,7 +164,7 @@ impl Sink {
                     }
                 };
                 let mut body = self.body();
-                for hit in hits.iter().filter(|hit| hit.version < below && !keep(&hit.id)) {
+                for hit in hits.iter().filter(|hit| old(hit) && !keep(&hit.id)) {
                     body.delete_routed(&hit.index, &hit.id, hit.routing.as_deref(), at);
                 }
                 if !body.is_empty() {

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, Weak};
 use tokio::sync::Notify;
 
 use super::ledger::Ledger;
+use crate::broken::{Rule, broken};
 use crate::change::{Action, ActionBody};
 use crate::mapping::TableMapping;
 use crate::problem::{Problem, ProblemKind};
@@ -49,6 +50,9 @@ struct Ids {
 impl DeleteSet {
     /// Remembers that `id` was deleted at `version`.
     pub fn insert(&self, id: &[u8], version: u64) {
+        if broken(Rule::DeleteSet) {
+            return;
+        }
         let mut ids = lock(&self.ids);
         if ids.bytes > LIMIT {
             self.overflowed.store(true, Ordering::Relaxed);

@@ -22,6 +22,7 @@ pub use self::keeper::{Keeper, Origin};
 pub(crate) use self::ledger::try_lock;
 pub use self::ledger::{ChunkRow, Job, Ledger, Recorded};
 pub use self::plan::{Bounds, Range, by_key, by_pages, integer_key};
+use crate::broken::{Rule, broken};
 use crate::change::Handler;
 use crate::config::{Config, Mode, Strategy};
 use crate::gate::Gate;
@@ -375,7 +376,9 @@ async fn go_on(
             let mut of_leaf = known.iter().filter(|chunk| chunk.range.leaf == leaf.id).peekable();
             let fits = |bounds| matches!(bounds, Bounds::Pages { .. }) || integer_key(&table.ready.info).is_some();
             of_leaf.peek().is_some()
-                && of_leaf.all(|chunk| chunk.range.filenode == leaf.filenode && fits(chunk.range.bounds))
+                && of_leaf.all(|chunk| {
+                    (chunk.range.filenode == leaf.filenode || broken(Rule::Filenode)) && fits(chunk.range.bounds)
+                })
         };
         let done = !known.is_empty() && known.iter().all(|chunk| chunk.completed);
         let of_ours = known.iter().all(|chunk| leaves.iter().any(|leaf| leaf.id == chunk.range.leaf));

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::fill::{current_row, seen};
 use super::relations::{Relation, Relations};
 use super::tracker::Tracker;
+use crate::broken::{Rule, broken};
 use crate::change::{Action, ActionBody, Field, Handler, Operation, Row};
 use crate::lsn::Lsn;
 use crate::mapping::{Handled, TableMapping, unwritable, write_row};
@@ -47,9 +48,17 @@ struct Writer {
     resnapshots: Arc<Resnapshots>,
     id: Vec<u8>,
     old_id: Vec<u8>,
+    /// Where the change stands in the log.
+    change: Lsn,
 }
 
 impl Writer {
+    /// The version of an operation of the transaction that commits at `commit`.
+    #[inline]
+    fn version(&self, commit: Lsn) -> u64 {
+        if broken(Rule::CommitVersion) { self.change.0 } else { commit.0 }
+    }
+
     /// Writes a row as its document, and removes the one under the key that it had in `old`.
     #[inline]
     fn put<'a>(
@@ -67,10 +76,12 @@ impl Writer {
             && relation.shape.id(&mut self.old_id, old.iter())
             && self.old_id != self.id
         {
-            remove(&mut self.lanes, &self.resnapshots, mapping, &self.old_id, commit);
+            let version = self.version(commit);
+            remove(&mut self.lanes, &self.resnapshots, mapping, &self.old_id, commit, version);
         }
+        let version = self.version(commit);
         let body = self.lanes.body_for(&mapping.target, &self.id, commit);
-        write_row(body, &mapping.target, &relation.shape, &self.id, commit.0, fields).map_err(|_| misfit(relation))
+        write_row(body, &mapping.target, &relation.shape, &self.id, version, fields).map_err(|_| misfit(relation))
     }
 }
 
@@ -110,7 +121,7 @@ impl Applier {
         stop: CancellationToken,
     ) -> Self {
         Self {
-            writer: Writer { lanes, resnapshots, id: Vec::new(), old_id: Vec::new() },
+            writer: Writer { lanes, resnapshots, id: Vec::new(), old_id: Vec::new(), change: Lsn::ZERO },
             tracker: Tracker::default(),
             relations,
             client,
@@ -127,6 +138,12 @@ impl Applier {
 
     pub(super) fn lanes(&mut self) -> &mut Lanes {
         &mut self.writer.lanes
+    }
+
+    /// The message that comes next stands there in the log.
+    #[inline]
+    pub(super) fn at(&mut self, change: Lsn) {
+        self.writer.change = change;
     }
 
     /// A new read of the socket begins: a few more events may be shown.
@@ -243,6 +260,9 @@ impl Applier {
                 Some(old) => {
                     merged.extend(new.iter().zip(old).map(|(new, old)| if new == Field::Unchanged { old } else { new }))
                 }
+                None if broken(Rule::Fill) => {
+                    merged.extend(new.iter().map(|new| if new == Field::Unchanged { Field::Null } else { new }));
+                }
                 None => return Ok(Left::Fill),
             }
             if merged.contains(&Field::Unchanged) {
@@ -311,6 +331,7 @@ impl Applier {
                         mapping,
                         &self.writer.old_id,
                         self.transaction.commit,
+                        self.transaction.commit.0,
                     );
                     return Ok(());
                 };
@@ -343,7 +364,8 @@ impl Applier {
         if !relation.shape.id(&mut self.writer.id, old.iter()) {
             return Err(misfit(relation));
         }
-        remove(&mut self.writer.lanes, &self.writer.resnapshots, mapping, &self.writer.id, transaction.commit);
+        let version = self.writer.version(transaction.commit);
+        remove(&mut self.writer.lanes, &self.writer.resnapshots, mapping, &self.writer.id, transaction.commit, version);
         let number = mapping.number;
         self.show(EventKind::Delete, number);
         Ok(())
@@ -453,7 +475,7 @@ impl Applier {
 
     /// What may be confirmed now. Publishes the events that have been answered for.
     pub(super) fn confirm(&mut self) -> Lsn {
-        let oldest = self.writer.lanes.oldest_unanswered();
+        let oldest = if broken(Rule::AnswerFirst) { None } else { self.writer.lanes.oldest_unanswered() };
         let moment = now();
         while let Some((_, mut event, of)) =
             self.staged.pop_front_if(|(commit, ..)| oldest.is_none_or(|oldest| *commit < oldest))
@@ -487,10 +509,10 @@ fn mapped(relations: &Relations, oid: u32) -> Result<Option<(&Relation, &Arc<Tab
     Ok(relation.mapping.as_ref().map(|mapping| (relation, mapping)))
 }
 
-fn remove(lanes: &mut Lanes, resnapshots: &Resnapshots, mapping: &TableMapping, id: &[u8], commit: Lsn) {
+fn remove(lanes: &mut Lanes, resnapshots: &Resnapshots, mapping: &TableMapping, id: &[u8], commit: Lsn, version: u64) {
     // First the set, then the lane: a copy that builds its bulk in between leaves the row out.
-    resnapshots.deleted(mapping.number, id, commit.0);
-    lanes.body_for(&mapping.target, id, commit).delete(&mapping.target, id, commit.0);
+    resnapshots.deleted(mapping.number, id, version);
+    lanes.body_for(&mapping.target, id, commit).delete(&mapping.target, id, version);
 }
 
 fn row<'a>(relation: &'a Relation, fields: &'a [Field<'a>]) -> Row<'a> {

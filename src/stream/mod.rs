@@ -168,15 +168,18 @@ async fn read(
         applier.new_read();
         while let Some(frame) = reader.next_frame()? {
             match frame {
-                Frame::Data { data, .. } => tokio::select! {
-                    biased;
-                    applied = applier.apply(data) => if !applied? {
-                        return Ok(End::Rest);
-                    },
-                    // While a full lane waits for Elasticsearch, neither a stop nor a pause must wait with it.
-                    () = stop.cancelled() => return Ok(End::Stop),
-                    () = pass.closing() => return Ok(End::Rest),
-                },
+                Frame::Data { data, wal_start, .. } => {
+                    applier.at(wal_start);
+                    tokio::select! {
+                        biased;
+                        applied = applier.apply(data) => if !applied? {
+                            return Ok(End::Rest);
+                        },
+                        // While a full lane waits for Elasticsearch, neither a stop nor a pause must wait with it.
+                        () = stop.cancelled() => return Ok(End::Stop),
+                        () = pass.closing() => return Ok(End::Rest),
+                    }
+                }
                 Frame::KeepAlive { wal_end, .. } => applier.tracker.keepalive(wal_end),
             }
         }

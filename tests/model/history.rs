@@ -22,7 +22,8 @@ use super::weather::{Plan, Step};
 
 /// The longest wait for anything that has to come.
 const LIMIT: Duration = Duration::from_secs(60);
-/// The longest wait for what may come.
+/// The longest wait for what may come: soon, or once much else is done.
+const LONG: Duration = Duration::from_secs(5);
 const MOMENT: Duration = Duration::from_millis(400);
 
 /// What does not hold.
@@ -175,9 +176,11 @@ impl History {
             Step::Fault(fault) => self.store.inject(fault.clone()),
             Step::Release => self.store.clear_faults(),
             Step::Held => {
-                let held = tokio::time::timeout(MOMENT, self.store.until_held(1)).await;
-                self.log.add(if held.is_ok() { "a request is held" } else { "no request is held" });
+                let held = self.held().await?;
+                self.log.add(if held { "a request is held" } else { "no request is held" });
             }
+            Step::Delivered => self.told("flush_lsn").await,
+            Step::Received => self.told("write_lsn").await,
             Step::Forget => {
                 // A request of a process that is gone has nobody who would know of a delete behind it.
                 if self.store.abandoned() == 0 {
@@ -186,8 +189,8 @@ impl History {
                 }
             }
             Step::Streaming => {
-                let deadline = Instant::now() + MOMENT;
-                while Instant::now() < deadline && self.running()? {
+                let deadline = Instant::now() + LONG;
+                while Instant::now() < deadline && self.running()? && !self.holds().await {
                     let status = self.pipeline.status().await;
                     if status.is_some_and(|status| matches!(status.phase, Phase::Streaming | Phase::Paused)) {
                         break;
@@ -202,6 +205,53 @@ impl History {
             }
         }
         Ok(())
+    }
+
+    /// Waits until PostgreSQL was told that all is received (`write_lsn`) or answered for (`flush_lsn`).
+    async fn told(&self, column: &str) {
+        let sql = format!(
+            "SELECT coalesce(r.{column} >= $2::text::pg_lsn, FALSE) FROM pg_replication_slots s
+             JOIN pg_stat_replication r ON r.pid = s.active_pid WHERE slot_name = $1"
+        );
+        let position = self.position().await;
+        let deadline = Instant::now() + MOMENT;
+        while Instant::now() < deadline {
+            let told = self.client().query_opt(&sql, &[&self.slot, &position]).await.unwrap();
+            if told.is_some_and(|row| row.get(0)) {
+                self.log.add(format!("{column} has passed {position}"));
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn position(&self) -> String {
+        self.client().query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap().get(0)
+    }
+
+    /// The store holds a request.
+    async fn holds(&self) -> bool {
+        tokio::time::timeout(Duration::ZERO, self.store.until_held(1)).await.is_ok()
+    }
+
+    /// Waits for a request that is held: longer while a copy is to come.
+    async fn held(&mut self) -> Result<bool, Broken> {
+        let began = Instant::now();
+        while self.running()? {
+            if self.holds().await {
+                return Ok(true);
+            }
+            let status = self.pipeline.status().await;
+            let copies = status.is_none_or(|status| {
+                matches!(status.phase, Phase::Connecting | Phase::Snapshot)
+                    || status.tables.iter().any(|table| table.resnapshot)
+            });
+            if began.elapsed() > if copies { LONG } else { MOMENT } {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(false)
     }
 
     fn start(&mut self) -> Held {
@@ -356,7 +406,7 @@ impl History {
             self.client().batch_execute(&sql).await.unwrap();
             self.log.add(sql);
         }
-        let position: String = self.client().query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+        let position = self.position().await;
         self.log.add(format!("to be delivered: {position}"));
         let (began, ends, mut last) = (Instant::now(), self.ends, None);
         while began.elapsed() < LIMIT {

@@ -137,6 +137,8 @@ pub struct Schema {
     pub via_root: bool,
     /// Rows of each that are there before anything happens.
     cold: u32,
+    /// Chunks are ranges of the key, where it is one number, instead of pages.
+    by_key: bool,
     chunk_size: u32,
     workers: u32,
     batch: u32,
@@ -145,7 +147,7 @@ pub struct Schema {
 
 impl Schema {
     /// Some tables, those of `wanted` among them.
-    pub fn random(rng: &mut Rng, wanted: &[Kind], at_most: usize, cold: u32) -> Self {
+    pub fn random(rng: &mut Rng, wanted: &[Kind], at_most: usize, many_chunks: bool) -> Self {
         let mut tables: BTreeSet<Kind> = wanted.iter().copied().collect();
         while tables.len() < at_most {
             tables.insert(Kind::ALL[rng.usize(..Kind::ALL.len())]);
@@ -156,10 +158,11 @@ impl Schema {
         Self {
             tables: tables.into_iter().collect(),
             via_root: rng.bool(),
-            cold,
-            chunk_size: *pick(rng, &[1, 20, 1000]),
+            cold: if many_chunks { 150 } else { *pick(rng, &[0, 30, 60, 150]) },
+            by_key: !many_chunks && rng.u32(..4) == 0,
+            chunk_size: if many_chunks { 1 } else { *pick(rng, &[1, 20, 1000]) },
             workers: rng.u32(1..4),
-            batch: *pick(rng, &[3, 10, 1000]),
+            batch: if many_chunks { 10 } else { *pick(rng, &[3, 10, 1000]) },
             lanes: rng.u32(1..5),
         }
     }
@@ -178,9 +181,15 @@ impl Schema {
         let tables: Vec<Value> = self
             .tables
             .iter()
-            .map(|table| match table {
-                Kind::Parts => json!({"name": table.name(), "partitioned": self.via_root}),
-                _ => json!({"name": table.name()}),
+            .map(|table| {
+                let mut entry = json!({"name": table.name()});
+                if *table == Kind::Parts {
+                    entry["partitioned"] = json!(self.via_root);
+                }
+                if self.by_key && *table != Kind::Pairs {
+                    entry["snapshotPartitionStrategy"] = json!("integer_range");
+                }
+                entry
             })
             .collect();
         let indices: serde_json::Map<String, Value> =

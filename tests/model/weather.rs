@@ -35,11 +35,15 @@ pub enum Step {
     Fault(Fault),
     /// Takes all faults away; what is held goes on.
     Release,
-    /// Waits for a request that is held; not for long.
+    /// Waits for a request that is held, as long as one may come.
     Held,
+    /// Waits until all that is committed is confirmed; not for long.
+    Delivered,
+    /// Waits until PostgreSQL was told that everything has arrived; not for long.
+    Received,
     /// The store forgets what was deleted, as a node does that restarts, or a minute later.
     Forget,
-    /// Waits until it streams; not for long.
+    /// Waits until it streams, as long as nothing is in the way.
     Streaming,
     /// A statement that is run while no transaction is.
     Sql(String),
@@ -56,6 +60,8 @@ pub struct Profile {
     scenes: &'static [(u32, Scene)],
     /// Scenes of a history.
     count: (usize, usize),
+    /// Tables have many chunks, and bulks are small.
+    many_chunks: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +106,7 @@ pub const EVERYTHING: Profile = Profile {
     weights: Weights::EVERYTHING,
     scenes: SCENES,
     count: (2, 6),
+    many_chunks: false,
 };
 
 /// Concurrent changes of few keys, some of which wait for each other after they were written to the WAL.
@@ -107,9 +114,10 @@ pub const ORDER: Profile = Profile {
     name: "order",
     tables: &[Kind::Unique],
     at_most: 1,
-    weights: Weights { insert: 8, update: 1, large: 4, delete: 8, keys: 3, statements: 6, ..Weights::ROWS },
-    scenes: &[(3, Scene::Calm), (1, Scene::Held), (2, Scene::Resnapshot)],
-    count: (2, 4),
+    weights: Weights { insert: 8, update: 2, large: 4, delete: 8, keys: 3, statements: 10, ..Weights::ROWS },
+    scenes: &[(2, Scene::Calm), (3, Scene::Resnapshot)],
+    count: (3, 5),
+    many_chunks: false,
 };
 
 /// The end of the process while answers are outstanding.
@@ -120,6 +128,7 @@ pub const ANSWERS: Profile = Profile {
     weights: Weights::ROWS,
     scenes: &[(1, Scene::Kill), (4, Scene::KillHeld), (1, Scene::Terminate), (1, Scene::Faults), (1, Scene::Cut)],
     count: (2, 4),
+    many_chunks: false,
 };
 
 /// Rows that are copied again while they are deleted.
@@ -127,9 +136,10 @@ pub const DELETES: Profile = Profile {
     name: "deletes",
     tables: &[Kind::Plain],
     at_most: 2,
-    weights: Weights { delete: 16, keys: 4, ..Weights::ROWS },
+    weights: Weights { delete: 12, many: 6, keys: 4, ..Weights::ROWS },
     scenes: &[(4, Scene::Resurrection), (1, Scene::Resnapshot), (1, Scene::Kill)],
     count: (2, 4),
+    many_chunks: false,
 };
 
 /// Tables that are rewritten while they are copied.
@@ -137,9 +147,10 @@ pub const REWRITES: Profile = Profile {
     name: "rewrites",
     tables: &[Kind::Plain],
     at_most: 3,
-    weights: Weights { rewrite: 6, truncate: 2, many: 4, ..Weights::EVERYTHING },
-    scenes: &[(4, Scene::Fresh), (1, Scene::Down), (1, Scene::Resnapshot)],
-    count: (1, 3),
+    weights: Weights { rewrite: 3, ..Weights::ROWS },
+    scenes: &[(2, Scene::Kill), (1, Scene::Down), (1, Scene::Resnapshot)],
+    count: (0, 2),
+    many_chunks: true,
 };
 
 /// Large values that a change does not send.
@@ -150,6 +161,7 @@ pub const LARGE: Profile = Profile {
     weights: Weights { large: 10, update: 10, key: 5, ..Weights::EVERYTHING },
     scenes: &[(2, Scene::Calm), (1, Scene::Held), (1, Scene::Kill), (1, Scene::Resnapshot), (1, Scene::Pause)],
     count: (2, 4),
+    many_chunks: false,
 };
 
 /// Tables that are emptied.
@@ -160,11 +172,24 @@ pub const EMPTIED: Profile = Profile {
     weights: Weights { truncate: 5, many: 4, ..Weights::EVERYTHING },
     scenes: SCENES,
     count: (2, 4),
+    many_chunks: false,
 };
 
 /// All of them, the first most often.
 const PROFILES: &[(u32, Profile)] =
     &[(8, EVERYTHING), (1, ORDER), (1, ANSWERS), (1, DELETES), (2, REWRITES), (1, LARGE), (1, EMPTIED)];
+
+impl Profile {
+    /// The profile of this name.
+    ///
+    /// # Errors
+    /// There is none; the text says which there are.
+    pub fn named(name: &str) -> Result<Self, String> {
+        let found = PROFILES.iter().map(|(_, profile)| profile).find(|profile| profile.name == name);
+        let names: Vec<&str> = PROFILES.iter().map(|(_, profile)| profile.name).collect();
+        found.copied().ok_or_else(|| format!("the profiles are {}", names.join(", ")))
+    }
+}
 
 /// Everything that a seed decides.
 #[derive(Clone, Debug)]
@@ -182,10 +207,9 @@ impl Plan {
         let mut rng = Rng::with_seed(seed);
         let chosen = *weighted(&mut rng, PROFILES);
         let profile = profile.unwrap_or(chosen);
-        let cold = *pick(&mut rng, &[0, 30, 60, 150]);
         let at_most = profile.at_most.max(profile.tables.len());
         let at_most = rng.usize(profile.tables.len().max(1)..=at_most);
-        let schema = Schema::random(&mut rng, profile.tables, at_most, cold);
+        let schema = Schema::random(&mut rng, profile.tables, at_most, profile.many_chunks);
         let mut writer = Writer { rng, schema: &schema, steps: Vec::new() };
         writer.beginning(&profile);
         let count = writer.rng.usize(profile.count.0..=profile.count.1);
@@ -294,7 +318,7 @@ impl Writer<'_> {
                 let after = self.rng.u64(..3);
                 self.hold(after);
                 self.changes();
-                self.add([Step::Held, Step::Kill, Step::Start]);
+                self.add([Step::Held, Step::Received, Step::Kill, Step::Start]);
             }
             Scene::Terminate => {
                 self.go();
@@ -338,10 +362,14 @@ impl Writer<'_> {
                 let table = self.table();
                 self.add([Step::Join, Step::Streaming]);
                 let after = self.rng.u64(..4);
-                self.hold(after);
-                self.add([Step::Resnapshot(table), Step::Held]);
+                self.add([
+                    Step::Fault(Fault::new(Effect::Delay { milliseconds: 0 }).times(after)),
+                    Step::Fault(Fault::new(Effect::Hold { applied: false }).times(1)),
+                    Step::Resnapshot(table),
+                    Step::Held,
+                ]);
                 self.changes();
-                self.add([Step::Forget, Step::Release]);
+                self.add([Step::Delivered, Step::Forget, Step::Release]);
                 self.go();
             }
             Scene::Cancelled => {
@@ -358,7 +386,7 @@ impl Writer<'_> {
             }
             Scene::Fresh => {
                 // In the middle of a copy, then without a process, then again.
-                let after = self.rng.u64(..8);
+                let after = self.rng.u64(..16);
                 self.hold(after);
                 self.add([Step::Start, Step::Held]);
                 if self.rng.bool() {

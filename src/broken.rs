@@ -1,0 +1,37 @@
+//! Rules that a test breaks on purpose, to show that breaking them is noticed (`tests/model`). Not in release builds.
+
+/// A rule of `docs/architecture.md` that can be broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// The version of a change is the position of its commit: broken, that of the change.
+    CommitVersion,
+    /// What is not answered for is not acknowledged.
+    AnswerFirst,
+    /// What is deleted during a copy is remembered.
+    DeleteSet,
+    /// A table that was rewritten since its copy was planned is planned anew.
+    Filenode,
+    /// Values that PostgreSQL did not send are read: broken, they become NULL.
+    Fill,
+    /// A sweep removes only what is older than its bound.
+    SweepBound,
+}
+
+/// The environment variable `PGTIDE_BROKEN` names this rule.
+#[cfg(debug_assertions)]
+pub(crate) fn broken(rule: Rule) -> bool {
+    static BROKEN: std::sync::LazyLock<Option<Rule>> = std::sync::LazyLock::new(|| {
+        let name = std::env::var("PGTIDE_BROKEN").ok()?;
+        let rules =
+            [Rule::CommitVersion, Rule::AnswerFirst, Rule::DeleteSet, Rule::Filenode, Rule::Fill, Rule::SweepBound];
+        let rule = rules.into_iter().find(|rule| format!("{rule:?}") == name);
+        tracing::warn!(?rule, "PGTIDE_BROKEN: a rule is broken on purpose, documents will not be equal to rows");
+        rule
+    });
+    *BROKEN == Some(rule)
+}
+
+#[cfg(not(debug_assertions))]
+pub(crate) const fn broken(_: Rule) -> bool {
+    false
+}
