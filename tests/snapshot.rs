@@ -252,7 +252,7 @@ async fn a_table_rewritten_behind_the_snapshot_is_seen() {
     rig.equal_now("books").await;
     assert_eq!(rig.documents("books").len(), 10);
     let notices = engine.status().notices;
-    assert!(notices.iter().any(|notice| notice.text.contains("was rewritten while")), "{notices:?}");
+    assert!(notices.iter().any(|notice| notice.text.contains("while the snapshot was taken")), "{notices:?}");
     stop(engine).await;
 }
 

@@ -98,7 +98,7 @@ fn going(remains: &Remains, publication: bool) -> Vec<String> {
     }
     if remains.ledger.rows > 0 {
         items.push(format!(
-            "{} rows of the ledger (public.cdc_snapshot_job, public.cdc_snapshot_chunks)",
+            "{} rows of the ledger (public.cdc_snapshot_job, cdc_snapshot_chunks, cdc_snapshot_tables)",
             remains.ledger.rows
         ));
     }

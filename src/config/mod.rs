@@ -241,6 +241,16 @@ pub enum Mode {
     SnapshotOnly,
 }
 
+/// `snapshot.onSchemaChange`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnSchemaChange {
+    /// The table is copied again.
+    #[default]
+    Copy,
+    /// It is said, and left to the operator.
+    Warn,
+}
+
 /// `snapshot:`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
@@ -269,6 +279,8 @@ pub struct Snapshot {
     pub resnapshot: bool,
     /// `workers` (ours): chunks copied at once; default the number of processors, 2 to 8.
     pub workers: Option<usize>,
+    /// `onSchemaChange` (ours): what is done about documents that a change of their table's definition left behind.
+    pub on_schema_change: OnSchemaChange,
 }
 
 /// `heartbeat:`.
@@ -359,6 +371,7 @@ impl Default for Snapshot {
             query_condition: None,
             resnapshot: false,
             workers: None,
+            on_schema_change: OnSchemaChange::default(),
         }
     }
 }

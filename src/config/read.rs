@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::section::{Field, Section};
 use super::{
-    Cdc, Config, Elasticsearch, Heartbeat, LogLevel, Mode, Operation, ReplicaIdentity, Secret, Slot, Snapshot, SslMode,
-    Strategy, Table,
+    Cdc, Config, Elasticsearch, Heartbeat, LogLevel, Mode, OnSchemaChange, Operation, ReplicaIdentity, Secret, Slot,
+    Snapshot, SslMode, Strategy, Table,
 };
 use crate::table::TableId;
 
@@ -338,6 +338,8 @@ fn snapshot(section: &Section<'_>, snapshot: &mut Snapshot) {
     section.refused("forceResnapshot", "the key is called `resnapshot`");
     let workers = section.get("workers").and_then(|field| field.number("a number of workers", 1..=64));
     snapshot.workers = workers.and_then(|workers| usize::try_from(workers).ok());
+    let ways = [("copy", OnSchemaChange::Copy), ("warn", OnSchemaChange::Warn)];
+    set(&mut snapshot.on_schema_change, section.get("onSchemaChange").and_then(|field| field.choice(&ways)));
 }
 
 fn heartbeat(section: &Section<'_>) -> Option<Heartbeat> {

@@ -18,6 +18,7 @@ mod collect;
 mod control;
 mod monitor;
 mod pipeline;
+mod schema;
 mod shared;
 
 use std::path::PathBuf;

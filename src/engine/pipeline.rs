@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::control::{Answer, Command, Commands};
 use super::monitor;
+use super::schema::Schema;
 use super::shared::{Liveness, Shared};
 use crate::config::{Config, Mode};
 use crate::lsn::Lsn;
@@ -281,6 +282,8 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         let created = session.create_slot(slot_name, false).await?;
         shared.counters.notice(Level::Info, format!("slot {slot_name} created at {}", created.consistent_point));
     }
+    shared.resnapshots.keep_in(&ledger);
+    let mut schema = Schema::new(shared, &ledger, &client, server.version);
     for (mapping, counters) in shared.mappings.iter().zip(&shared.counters.tables) {
         if !matches!(counters.state(), TableState::Live) {
             counters.set_state(TableState::CatchUp);
@@ -293,7 +296,7 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         }
     }
     shared.resnapshot_runs(None);
-    shared.resnapshots.keep_in(&ledger);
+    schema.at_start().await?;
     let target = current_position(&client).await?;
     shared.catch_up_to(target);
     shared.set_phase(Phase::CatchUp, None);
@@ -311,10 +314,15 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         stop: ending.clone(),
     });
     let copying = resnapshots(shared, &ledger);
+    let watching = schema.watch();
     tokio::pin!(streaming);
     tokio::select! {
         outcome = &mut streaming => outcome,
         problem = ledger.lost() => {
+            ending.cancel();
+            streaming.await.and(Err(problem))
+        }
+        problem = watching => {
             ending.cancel();
             streaming.await.and(Err(problem))
         }
@@ -482,7 +490,7 @@ async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> std::convert
             }
             Err(_) if stop.is_cancelled() => {
                 // The operator's word. The documents are valid as they are.
-                if let Err(problem) = ledger.forget(&mapping.table).await {
+                if let Err(problem) = ledger.withdraw(&mapping.table).await {
                     tracing::warn!("{problem}");
                 }
                 shared.counters.notice(Level::Info, format!("{}: resnapshot given up by the operator", mapping.table));

@@ -248,8 +248,8 @@ fn grant(error: &ServerError) -> &'static str {
     } else if mentions("row-level security") {
         "A policy of row security hides rows from the role cdc.username: as a superuser, ALTER ROLE ... BYPASSRLS."
     } else if mentions("cdc_snapshot_") {
-        "Grant it: GRANT SELECT, INSERT, UPDATE, DELETE ON public.cdc_snapshot_job, public.cdc_snapshot_chunks and GRANT USAGE ON \
-         SEQUENCE public.cdc_snapshot_chunks_id_seq TO the role cdc.username."
+        "Grant it: GRANT SELECT, INSERT, UPDATE, DELETE ON public.cdc_snapshot_job, public.cdc_snapshot_chunks, \
+         public.cdc_snapshot_tables and GRANT USAGE ON SEQUENCE public.cdc_snapshot_chunks_id_seq TO the role cdc.username."
     } else if mentions("for schema") {
         "Grant it: GRANT USAGE ON SCHEMA ... TO the role cdc.username; to create the ledger, CREATE as well."
     } else if mentions("for database") {

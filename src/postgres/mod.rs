@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod connect;
+pub mod definition;
 mod error;
 pub mod pgoutput;
 pub mod preflight;

@@ -14,6 +14,7 @@ use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
 use crate::postgres::catalog::Leaf;
 use crate::postgres::connect::connect;
+use crate::postgres::definition::{Seen, look};
 use crate::postgres::preflight;
 use crate::postgres::replication::Session;
 use crate::problem::{Problem, ProblemKind};
@@ -102,9 +103,26 @@ impl Keeper {
         context: &Context,
         wanted: &[Arc<TableMapping>],
     ) -> Result<(Self, Vec<Table>), Problem> {
-        let tables = lock_all(&client, context, wanted).await?;
-        let leaves = tables.iter().flat_map(|table| &table.ready.info.leaves);
-        untouched(&client, leaves).await?;
+        let (tables, server) = lock_all(&client, context, wanted).await?;
+        let ids: Vec<TableId> = tables.iter().map(|table| table.mapping.table.clone()).collect();
+        let publication = &context.config.cdc.publication.name;
+        let then = look(&client, server, &ids, publication).await?;
+        // What was altered between the snapshot and the lock has changes in the stream that were made before that, and
+        // rows that the snapshot does not see: all of them, where it was rewritten or truncated.
+        let same = |(table, then): &(&Table, Option<Seen>)| {
+            then.as_ref().is_some_and(|then| then.definition == table.seen.definition)
+        };
+        if let Some((table, _)) = tables.iter().zip(then).find(|pair| !same(pair) && !broken(Rule::Filenode)) {
+            return Err(Problem::new(
+                ProblemKind::Setup,
+                format!(
+                    "table {} was altered, rewritten or truncated while the snapshot was taken",
+                    table.mapping.table
+                ),
+                "The copy is begun again by itself.",
+            )
+            .transient());
+        }
         let row = client.query_one("SELECT pg_catalog.pg_export_snapshot()", &[]).await?;
         Ok((Self { client, snapshot: row.get(0), lsn, since: Instant::now() }, tables))
     }
@@ -193,16 +211,25 @@ pub(crate) async fn session(config: &Config, leaves: &[Leaf]) -> Result<(Client,
 }
 
 /// Locks the tables and gives them as they are under the lock.
-async fn lock_all(client: &Client, context: &Context, wanted: &[Arc<TableMapping>]) -> Result<Vec<Table>, Problem> {
+async fn lock_all(
+    client: &Client,
+    context: &Context,
+    wanted: &[Arc<TableMapping>],
+) -> Result<(Vec<Table>, u32), Problem> {
     let control = connect(&context.config.cdc, "control").await?;
     let server = preflight::server(&control).await?;
     let ids: Vec<TableId> = wanted.iter().map(|mapping| mapping.table.clone()).collect();
     let mut tables: Vec<Table> = Vec::new();
     loop {
         let ready = preflight::tables(&control, &context.config, &server, &ids, context.handler.is_none()).await?;
-        let seen: Vec<_> = wanted.iter().cloned().zip(ready).map(|(mapping, ready)| Table { mapping, ready }).collect();
+        let looked = look(&control, server.version, &ids, &context.config.cdc.publication.name).await?;
+        let mut seen = Vec::with_capacity(wanted.len());
+        for ((mapping, ready), definition) in wanted.iter().zip(ready).zip(looked) {
+            let definition = definition.ok_or_else(|| missing(&mapping.table))?;
+            seen.push(Table { mapping: Arc::clone(mapping), ready, seen: definition });
+        }
         if tables.len() == seen.len() && tables.iter().zip(&seen).all(|(table, seen)| table.is_as(seen)) {
-            return Ok(seen);
+            return Ok((seen, server.version));
         }
         // What was read before the lock may be wrong by the time of the lock: once more, until it is not.
         for leaf in seen.iter().flat_map(|table| &table.ready.info.leaves) {
@@ -212,16 +239,20 @@ async fn lock_all(client: &Client, context: &Context, wanted: &[Arc<TableMapping
     }
 }
 
+fn missing(table: &TableId) -> Problem {
+    Problem::new(
+        ProblemKind::Setup,
+        format!("table {table} was dropped or renamed before it was copied"),
+        "It is looked for again by itself.",
+    )
+    .transient()
+}
+
 async fn lock(client: &Client, leaf: &TableId) -> Result<(), Problem> {
     let sql = format!("LOCK TABLE ONLY {} IN ACCESS SHARE MODE NOWAIT", leaf.quoted());
     let Err(error) = client.batch_execute(&sql).await else { return Ok(()) };
     if error.code() == Some(&SqlState::UNDEFINED_TABLE) {
-        return Err(Problem::new(
-            ProblemKind::Setup,
-            format!("table {leaf} was dropped or renamed before it was copied"),
-            "It is looked for again by itself.",
-        )
-        .transient());
+        return Err(missing(leaf));
     }
     if error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
         return Err(error.into());

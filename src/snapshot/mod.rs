@@ -20,7 +20,7 @@ pub use self::deletes::{DeleteSet, Resnapshots};
 pub(crate) use self::keeper::session;
 pub use self::keeper::{Keeper, Origin};
 pub(crate) use self::ledger::try_lock;
-pub use self::ledger::{ChunkRow, Job, Ledger, Recorded};
+pub use self::ledger::{ChunkRow, Job, Ledger, Recorded, Remembered};
 pub use self::plan::{Bounds, Range, by_key, by_pages, integer_key};
 use crate::broken::{Rule, broken};
 use crate::change::Handler;
@@ -29,6 +29,7 @@ use crate::gate::Gate;
 use crate::lsn::Lsn;
 use crate::mapping::{Shape, TableMapping, unwritable};
 use crate::postgres::catalog::Leaf;
+use crate::postgres::definition::{Definition, Seen};
 use crate::postgres::preflight::Ready;
 use crate::postgres::slot::SlotInfo;
 use crate::problem::{Problem, ProblemKind};
@@ -65,6 +66,8 @@ struct Table {
     mapping: Arc<TableMapping>,
     /// As the catalog has it, and which rows.
     ready: Ready,
+    /// Its definition.
+    seen: Seen,
 }
 
 impl Table {
@@ -72,7 +75,8 @@ impl Table {
     fn is_as(&self, other: &Self) -> bool {
         let (one, two) = (&self.ready, &other.ready);
         let leaf = |leaf: &Leaf| (leaf.oid, leaf.id.clone(), leaf.filenode);
-        one.condition == two.condition
+        self.seen.definition == other.seen.definition
+            && one.condition == two.condition
             && one.info.columns == two.info.columns
             && one.info.leaves.iter().map(leaf).eq(two.info.leaves.iter().map(leaf))
     }
@@ -187,6 +191,8 @@ impl Context {
 
 /// A slot that takes so long to make waits for somebody.
 const LONG_TAKE: Duration = Duration::from_secs(3);
+/// How often the stream's position is looked at.
+const LOOK: Duration = Duration::from_millis(50);
 const OPEN_TRANSACTIONS: &str = "waiting for PostgreSQL to make the slot: it does so once every transaction that is open now \
                                  has ended, in whatever database. See them: SELECT pid, datname, xact_start, query FROM \
                                  pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start; and the prepared \
@@ -274,23 +280,27 @@ pub async fn initial(
             }
         }
     };
-    let tables = tables.as_slice();
     if !slot && streams {
         context.counters.notice(Level::Info, format!("slot {slot_name} created at {}", keeper.lsn));
     }
+    let mut tables = tables;
     if let Some(job) = going_on {
         ledger.release_all().await?;
-        go_on(context, ledger, tables, job.lsn, &keeper).await?;
+        tables = go_on(context, ledger, tables, job.lsn, &keeper).await?;
     } else {
         // Documents of an earlier copy whose rows are gone by now are removed at the end.
         let sweep = job.is_some();
         let mut plans = Vec::with_capacity(tables.len());
-        for table in tables {
+        for table in &tables {
             plans.push((table.mapping.table.clone(), context.plan(table).await?));
         }
         ledger.begin_job(&keeper.snapshot, keeper.lsn, system_id, sweep, &plans).await?;
+        for table in &tables {
+            ledger.define(&table.mapping.table, &table.seen).await?;
+        }
         tracing::info!(lsn = %keeper.lsn, "snapshot started");
     }
+    let tables = tables.as_slice();
     let chunks = ledger.chunks().await?;
     show(context, tables, &chunks);
     let copied = context.copy(ledger, &keeper, tables, None, &context.stop).await?;
@@ -326,6 +336,7 @@ pub async fn initial(
         } else {
             context.sink.client().refresh(&table.mapping.index).await?;
         }
+        remember_index(context, ledger, &table.mapping).await?;
     }
     if !ledger.finish_job().await? {
         return Err(Problem::new(
@@ -352,57 +363,88 @@ fn temporary_slot() -> String {
     format!("pgtide_tmp_{}_{:08x}", std::process::id(), fastrand::u32(..))
 }
 
-/// Plans anew what cannot be gone on with, and takes out what is no longer asked for.
+/// Plans what is new, and takes out what is no longer asked for. Gives the tables that are copied now: those that cannot
+/// be gone on with are copied again once the stream runs, for only then can be told which of their documents have no
+/// row. Without a stream they are copied from their beginning.
 async fn go_on(
     context: &Context,
     ledger: &Ledger,
-    tables: &[Table],
+    tables: Vec<Table>,
     began: Lsn,
     keeper: &Keeper,
-) -> Result<(), Problem> {
+) -> Result<Vec<Table>, Problem> {
     let chunks = ledger.chunks().await?;
+    let remembered = ledger.remembered().await?;
     let mut by_table: HashMap<&TableId, Vec<&ChunkRow>> = HashMap::new();
     for chunk in &chunks {
         by_table.entry(&chunk.table).or_default().push(chunk);
     }
-    // An empty list publishes everything.
-    let operations = &context.config.cdc.publication.operations;
-    let publishes_updates = context.config.mode() != Mode::SnapshotOnly
-        && (operations.is_empty() || operations.contains(&crate::config::Operation::Update));
+    let streams = context.config.mode() != Mode::SnapshotOnly;
+    let configured: Vec<TableId> = tables.iter().map(|table| table.mapping.table.clone()).collect();
+    let mut going_on = Vec::with_capacity(tables.len());
     for table in tables {
-        let leaves = &table.ready.info.leaves;
-        let known = by_table.remove(&table.mapping.table).unwrap_or_default();
-        let untouched = |leaf: &Leaf| {
-            let mut of_leaf = known.iter().filter(|chunk| chunk.range.leaf == leaf.id).peekable();
-            let fits = |bounds| matches!(bounds, Bounds::Pages { .. }) || integer_key(&table.ready.info).is_some();
-            of_leaf.peek().is_some()
-                && of_leaf.all(|chunk| {
-                    (chunk.range.filenode == leaf.filenode || broken(Rule::Filenode)) && fits(chunk.range.bounds)
-                })
-        };
-        let done = !known.is_empty() && known.iter().all(|chunk| chunk.completed);
-        let of_ours = known.iter().all(|chunk| leaves.iter().any(|leaf| leaf.id == chunk.range.leaf));
-        if !known.is_empty() && of_ours && (done || publishes_updates && leaves.iter().all(untouched)) {
+        let id = &table.mapping.table;
+        let known = by_table.remove(id).unwrap_or_default();
+        if known.is_empty() {
+            if !ledger.has_pending(id).await? {
+                ledger.replan(id, began, &context.plan(&table).await?).await?;
+                ledger.define(id, &table.seen).await?;
+                going_on.push(table);
+            }
             continue;
         }
-        let mut lsn = began;
-        if !known.is_empty() {
-            // Later than the job: what was copied before is swept.
-            lsn = keeper.lsn;
-            context.counters.notice(
-                Level::Warn,
-                format!(
-                    "{}: was rewritten, or lost a partition, since its copy began, so it is copied from its beginning",
-                    table.mapping.table
-                ),
-            );
+        let seen = remembered.get(id).and_then(|remembered| remembered.seen.as_ref());
+        let done = known.iter().all(|chunk| chunk.completed);
+        let Some(reason) = in_the_way(&table, &known, seen.map(|seen| &seen.definition)) else {
+            going_on.push(table);
+            continue;
+        };
+        if streams {
+            let text = format!("{id}: {reason}, so its copy does not go on: it is begun again once the stream runs");
+            context.counters.notice(Level::Warn, text);
+            ledger.want(id).await?;
+            ledger.forget_chunks(id).await?;
+            continue;
         }
-        ledger.replan(&table.mapping.table, lsn, &context.plan(table).await?).await?;
+        if !done {
+            context.counters.notice(Level::Warn, format!("{id}: {reason}, so it is copied from its beginning"));
+            // Later than the job: what was copied before is swept.
+            ledger.replan(id, keeper.lsn, &context.plan(&table).await?).await?;
+            ledger.define(id, &table.seen).await?;
+        }
+        going_on.push(table);
     }
-    let configured: Vec<TableId> = tables.iter().map(|table| table.mapping.table.clone()).collect();
     forget_others(ledger, &configured, &context.counters).await?;
     context.counters.notice(Level::Info, format!("the copy goes on under a new snapshot at {}", keeper.lsn));
-    Ok(())
+    Ok(going_on)
+}
+
+/// Why the copy of a table cannot be gone on with, of which `known` chunks were planned when it was as `then`.
+fn in_the_way(table: &Table, known: &[&ChunkRow], then: Option<&Definition>) -> Option<&'static str> {
+    let leaves = &table.ready.info.leaves;
+    let Some(then) = then else { return Some("the ledger does not say what it was") };
+    if let Some(reason) = then.outdated(&table.seen.definition) {
+        return Some(reason);
+    }
+    if known.iter().any(|chunk| !leaves.iter().any(|leaf| leaf.id == chunk.range.leaf)) {
+        return Some("a partition was detached, dropped or renamed");
+    }
+    if known.iter().all(|chunk| chunk.completed) {
+        return None;
+    }
+    // Rows may have moved between what is done and what is not.
+    if then.publication.as_ref().is_none_or(|publication| !publication.operations[1]) {
+        return Some("updates are not published, and some may have been made");
+    }
+    let untouched = |leaf: &Leaf| {
+        let mut of_leaf = known.iter().filter(|chunk| chunk.range.leaf == leaf.id).peekable();
+        let fits = |bounds| matches!(bounds, Bounds::Pages { .. }) || integer_key(&table.ready.info).is_some();
+        of_leaf.peek().is_some()
+            && of_leaf.all(|chunk| {
+                (chunk.range.filenode == leaf.filenode || broken(Rule::Filenode)) && fits(chunk.range.bounds)
+            })
+    };
+    (!leaves.iter().all(untouched)).then_some("it was rewritten, or got a partition")
 }
 
 /// Forgets what was copied of tables that are not in `configured`: added again, they are copied again, for changes in
@@ -522,9 +564,11 @@ async fn again_recorded(
     let version = keeper.version();
     let ranges = context.plan(table).await?;
     ledger.replan(&table.mapping.table, keeper.lsn, &ranges).await?;
+    ledger.define(&mapping.table, &table.seen).await?;
     let chunks = ledger.chunks().await?;
     show(context, &tables, &chunks);
     let copied = context.copy(ledger, &keeper, &tables, Some(Arc::clone(deletes)), stop).await?;
+    let keeper_lsn = keeper.lsn;
     drop(keeper);
     let Some(copied) = copied else { return Ok(Ended::Released) };
     if deletes.overflowed() {
@@ -535,12 +579,39 @@ async fn again_recorded(
         ));
     }
     redo_deletes(context, &table.mapping, deletes, version, stop).await?;
+    stream_passes(context, keeper_lsn, stop).await?;
     sweep(context, &table.mapping, version, copied.rejected, stop).await?;
+    remember_index(context, ledger, mapping).await?;
     ledger.granted(&mapping.table, wish).await?;
     settle_total(context, table);
     let rows = context.counters.tables[table.mapping.number].rows_done.load(Relaxed);
     context.counters.notice(Level::Info, format!("{}: copied again, {rows} rows", table.mapping.table));
     Ok(Ended::Copied)
+}
+
+/// Waits until everything that was committed before `position` has been streamed and answered for. Of rows that went
+/// without a change of their own (their partition was detached, the key changed) the stream may still bring changes
+/// from before that, whose documents would come back behind the sweep.
+async fn stream_passes(context: &Context, position: Lsn, stop: &CancellationToken) -> Result<(), Problem> {
+    while context.counters.confirmed_lsn.load(Relaxed) < position.0 {
+        tokio::select! {
+            () = stop.cancelled() => return Err(copy::stopped()),
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Notes in which index the documents of a table are, so that another one of its name is noticed.
+///
+/// # Errors
+/// It is another already than when the copy began.
+async fn remember_index(context: &Context, ledger: &Ledger, mapping: &TableMapping) -> Result<(), Problem> {
+    if context.handler.is_some() {
+        return Ok(());
+    }
+    let Some(uuid) = context.sink.client().index_uuid(&mapping.index).await? else { return Ok(()) };
+    ledger.remember_index(&mapping.table, &uuid).await
 }
 
 /// Sends the deletes that the stream made during the copy once more, for rows that were on their way at the time.

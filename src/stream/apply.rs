@@ -423,11 +423,10 @@ impl Applier {
         self.copy_again(&mapping).await
     }
 
+    /// The table is not live from here on, until it has been copied again. First that: the copy may be quick.
     async fn copy_again(&self, mapping: &TableMapping) -> Result<(), Problem> {
-        self.writer.resnapshots.want_surely(mapping).await?;
-        // Not live any more, by its documents.
         self.counters.tables[mapping.number].resnapshot.store(true, Relaxed);
-        Ok(())
+        self.writer.resnapshots.want_surely(mapping).await
     }
 
     fn act(&mut self, mapping: &TableMapping, actions: &[Action], kind: EventKind) -> Result<(), Problem> {

@@ -194,11 +194,24 @@ impl Rig {
 
     /// The same for documents that are named by another expression.
     pub async fn equal_by(&self, table: &str, id: &str) {
+        same(&self.documents(table), &self.rows_by(table, id).await, table);
+    }
+
+    async fn rows_by(&self, table: &str, id: &str) -> BTreeMap<String, Value> {
         let sql = format!("SELECT {id}, to_jsonb(t) FROM {table} AS t");
         let rows = self.client.query(&sql, &[]).await.unwrap();
         let expected: BTreeMap<String, Value> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         assert_eq!(expected.len(), rows.len(), "{id} does not name the rows of {table}");
-        same(&self.documents(table), &expected, table);
+        expected
+    }
+
+    /// Waits until the documents are the rows, whatever has to be noticed and copied before; then they stay so.
+    pub async fn becomes_equal(&self, table: &str) {
+        let deadline = std::time::Instant::now() + LIMIT;
+        while self.documents(table) != self.rows_by(table, "id::text").await && std::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.equal(table).await;
     }
 
     /// Answers to `count` bulks are held, from now on, before anything of them is applied.

@@ -48,6 +48,7 @@ cdc:
     queryCondition: active
     resnapshot: true
     workers: 3
+    onSchemaChange: warn
   heartbeat: {table: {name: beat, schema: public}, interval: 2s}
   extensionSupport: {enableTimescaleDB: false, enableTimeScaleDB: false}
 elasticsearch:
@@ -216,6 +217,7 @@ fn every_key_is_read() {
                 query_condition: Some("active".into()),
                 resnapshot: true,
                 workers: Some(3),
+                on_schema_change: OnSchemaChange::Warn,
             },
             heartbeat: Some(Heartbeat { table: TableId::new("public", "beat"), interval: Duration::from_secs(2) }),
         },

@@ -175,17 +175,41 @@ impl Ledger {
         Ok(row.get::<_, i64>(0).try_into().unwrap_or(0))
     }
 
-    /// Forgets the chunks of a table: what it had is no longer part of the job.
+    /// Forgets a table: it is no longer part of the job.
+    ///
+    /// # Errors
+    /// The query fails; nothing is changed then.
+    pub async fn forget(&self, table: &TableId) -> Result<(), Problem> {
+        let sql = "WITH chunks AS (DELETE FROM public.cdc_snapshot_chunks
+                                   WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3)
+                   DELETE FROM public.cdc_snapshot_tables
+                   WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3";
+        self.client.execute(sql, &[&self.job, &table.schema, &table.name]).await?;
+        Ok(())
+    }
+
+    /// Takes back the wish that a table be copied again, and what has been begun of it.
     ///
     /// # Errors
     /// The query fails.
-    pub async fn forget(&self, table: &TableId) -> Result<(), Problem> {
-        self.client
-            .execute(
-                "DELETE FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3",
-                &[&self.job, &table.schema, &table.name],
-            )
-            .await?;
+    pub async fn withdraw(&self, table: &TableId) -> Result<(), Problem> {
+        self.remove(table, "status <> 'completed'").await
+    }
+
+    /// Forgets the chunks of a table, and not whether it is to be copied again.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn forget_chunks(&self, table: &TableId) -> Result<(), Problem> {
+        self.remove(table, "chunk_index >= 0").await
+    }
+
+    async fn remove(&self, table: &TableId, which: &str) -> Result<(), Problem> {
+        let sql = format!(
+            "DELETE FROM public.cdc_snapshot_chunks
+             WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND {which}"
+        );
+        self.client.execute(&sql, &[&self.job, &table.schema, &table.name]).await?;
         Ok(())
     }
 

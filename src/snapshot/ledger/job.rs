@@ -64,6 +64,7 @@ impl Ledger {
         let transaction = self.transaction().await?;
         self.client.execute("DELETE FROM public.cdc_snapshot_job WHERE slot_name = $1", &[&self.job]).await?;
         self.client.execute("DELETE FROM public.cdc_snapshot_chunks WHERE slot_name = $1", &[&self.job]).await?;
+        self.client.execute("DELETE FROM public.cdc_snapshot_tables WHERE slot_name = $1", &[&self.job]).await?;
         self.client
             .execute(
                 "INSERT INTO public.cdc_snapshot_job

@@ -12,6 +12,7 @@ mod chunks;
 mod job;
 mod recorded;
 mod schema;
+mod tables;
 
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use tokio_postgres::{Client, Statement};
 pub use self::chunks::ChunkRow;
 pub use self::job::Job;
 pub use self::recorded::Recorded;
+pub use self::tables::Remembered;
 use crate::problem::{Problem, ProblemKind};
 
 /// The ledger of one slot (or, in mode `snapshot_only`, of one job name).

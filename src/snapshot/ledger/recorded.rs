@@ -10,7 +10,7 @@ use crate::table::TableId;
 pub struct Recorded {
     /// The ledger's tables are there.
     pub tables: bool,
-    /// Rows of the job in both tables.
+    /// Rows of the job in all of them.
     pub rows: i64,
     /// Other jobs that have rows.
     pub others: Vec<String>,
@@ -32,13 +32,20 @@ impl Recorded {
         if !client.query_one(there, &[]).await?.get::<_, bool>(0) {
             return Ok(Self::default());
         }
+        // The reference has none of these.
+        let definitions = match definitions(client).await? {
+            true => "(SELECT count(*) FROM public.cdc_snapshot_tables WHERE slot_name = $1)",
+            false => "0",
+        };
         let row = client
             .query_one(
-                "SELECT (SELECT count(*) FROM public.cdc_snapshot_job WHERE slot_name = $1)
-                            + (SELECT count(*) FROM public.cdc_snapshot_chunks WHERE slot_name = $1),
+                &format!(
+                    "SELECT (SELECT count(*) FROM public.cdc_snapshot_job WHERE slot_name = $1)
+                            + (SELECT count(*) FROM public.cdc_snapshot_chunks WHERE slot_name = $1) + {definitions},
                         ARRAY(SELECT slot_name FROM public.cdc_snapshot_job WHERE slot_name <> $1
                               UNION SELECT slot_name FROM public.cdc_snapshot_chunks WHERE slot_name <> $1 ORDER BY 1),
-                        EXISTS (SELECT FROM public.cdc_snapshot_job WHERE slot_name = $1 AND completed IS NOT TRUE)",
+                        EXISTS (SELECT FROM public.cdc_snapshot_job WHERE slot_name = $1 AND completed IS NOT TRUE)"
+                ),
                 &[&job],
             )
             .await?;
@@ -73,17 +80,23 @@ impl Recorded {
     async fn remove_in_transaction(client: &Client, job: &str, tables: bool) -> Result<bool, Problem> {
         client.execute("DELETE FROM public.cdc_snapshot_chunks WHERE slot_name = $1", &[&job]).await?;
         client.execute("DELETE FROM public.cdc_snapshot_job WHERE slot_name = $1", &[&job]).await?;
+        let mut names = "public.cdc_snapshot_chunks, public.cdc_snapshot_job".to_owned();
+        let mut empty = "SELECT NOT EXISTS (SELECT FROM public.cdc_snapshot_chunks)
+                            AND NOT EXISTS (SELECT FROM public.cdc_snapshot_job)"
+            .to_owned();
+        if definitions(client).await? {
+            client.execute("DELETE FROM public.cdc_snapshot_tables WHERE slot_name = $1", &[&job]).await?;
+            names.push_str(", public.cdc_snapshot_tables");
+            empty.push_str(" AND NOT EXISTS (SELECT FROM public.cdc_snapshot_tables)");
+        }
         if !tables {
             return Ok(false);
         }
-        let names = "public.cdc_snapshot_chunks, public.cdc_snapshot_job";
         // What is not ours or in use stays, without the rows.
         let locked =
             client.batch_execute(&format!("SAVEPOINT tables; LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")).await;
         if locked.is_ok() {
-            let empty = "SELECT NOT EXISTS (SELECT FROM public.cdc_snapshot_chunks)
-                            AND NOT EXISTS (SELECT FROM public.cdc_snapshot_job)";
-            let empty = client.query_one(empty, &[]).await?.get::<_, bool>(0);
+            let empty = client.query_one(&empty, &[]).await?.get::<_, bool>(0);
             if !empty || client.batch_execute(&format!("DROP TABLE {names}")).await.is_ok() {
                 return Ok(empty);
             }
@@ -91,4 +104,10 @@ impl Recorded {
         client.batch_execute("ROLLBACK TO SAVEPOINT tables").await?;
         Ok(false)
     }
+}
+
+/// The table of definitions is there.
+async fn definitions(client: &Client) -> Result<bool, Problem> {
+    let there = "SELECT pg_catalog.to_regclass('public.cdc_snapshot_tables') IS NOT NULL";
+    Ok(client.query_one(there, &[]).await?.get(0))
 }

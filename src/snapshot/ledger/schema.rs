@@ -55,6 +55,15 @@ ALTER TABLE public.cdc_snapshot_job
     ADD COLUMN IF NOT EXISTS writer TEXT,
     ADD COLUMN IF NOT EXISTS system_id TEXT,
     ADD COLUMN IF NOT EXISTS sweep BOOLEAN NOT NULL DEFAULT FALSE;
+CREATE TABLE IF NOT EXISTS public.cdc_snapshot_tables (
+    slot_name TEXT NOT NULL,
+    table_schema TEXT NOT NULL,
+    table_name TEXT NOT NULL,
+    definition TEXT,
+    horizon BIGINT,
+    index_uuid TEXT,
+    PRIMARY KEY (slot_name, table_schema, table_name)
+);
 CREATE INDEX IF NOT EXISTS idx_chunks_claim ON public.cdc_snapshot_chunks (slot_name, status, claimed_at)
     WHERE status IN ('pending', 'in_progress');
 CREATE INDEX IF NOT EXISTS idx_chunks_status ON public.cdc_snapshot_chunks (slot_name, status);
@@ -63,10 +72,11 @@ CREATE INDEX IF NOT EXISTS idx_chunks_status ON public.cdc_snapshot_chunks (slot
 /// Columns added by pgtide: where one is missing, [`CREATE`] has to run. `ALTER TABLE` takes a lock even where it has
 /// nothing to do, so it is not run for nothing.
 const COMPLETE: &str = "
-SELECT count(*) = 2 FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+SELECT count(*) = 3 FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = 'public' AND NOT a.attisdropped
-  AND (c.relname, a.attname) IN (('cdc_snapshot_chunks', 'attempts'), ('cdc_snapshot_job', 'sweep'))";
+  AND (c.relname, a.attname) IN (('cdc_snapshot_chunks', 'attempts'), ('cdc_snapshot_job', 'sweep'),
+                                 ('cdc_snapshot_tables', 'index_uuid'))";
 /// Creates the tables, or the columns that are missing, unless all is there.
 ///
 /// # Errors
@@ -87,7 +97,7 @@ async fn create(client: &Client) -> Result<(), Problem> {
     Err(Problem::new(
         ProblemKind::Setup,
         format!(
-            "user {user} may not create the ledger (public.cdc_snapshot_job, public.cdc_snapshot_chunks): {}",
+            "user {user} may not create the ledger (public.cdc_snapshot_job, cdc_snapshot_chunks, cdc_snapshot_tables): {}",
             PostgresError::from(error)
         ),
         format!(

@@ -1,0 +1,163 @@
+//! Partitions that come, go and are emptied: the stream says nothing of their rows.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use pgtide::config::Config;
+use pgtide::engine::{Command, Engine, Phase};
+use support::pipeline::{LIMIT, Rig, phase, stop};
+use support::wait_until;
+
+const PARTS: &str = "CREATE TABLE parts (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+    CREATE TABLE part_0 PARTITION OF parts FOR VALUES FROM (0) TO (100);
+    CREATE TABLE part_1 PARTITION OF parts FOR VALUES FROM (100) TO (200);
+    INSERT INTO parts SELECT n, 'row ' || n FROM generate_series(1, 150) n";
+
+/// What the stream does not tell, and what is said of it.
+const SILENT: [(&str, &str); 8] = [
+    (
+        "CREATE TABLE part_2 (LIKE parts INCLUDING ALL); INSERT INTO part_2 SELECT n, 'x' FROM generate_series(200, 220) n;
+         ALTER TABLE parts ATTACH PARTITION part_2 FOR VALUES FROM (200) TO (300)",
+        "a partition was attached",
+    ),
+    ("ALTER TABLE parts DETACH PARTITION part_1", "detached or dropped"),
+    ("DROP TABLE part_1", "detached or dropped"),
+    (
+        "ALTER TABLE parts DETACH PARTITION part_1; UPDATE part_1 SET v = 'apart'; DELETE FROM part_1 WHERE id < 110;
+         ALTER TABLE parts ATTACH PARTITION part_1 FOR VALUES FROM (100) TO (200)",
+        "detached and attached again",
+    ),
+    ("TRUNCATE part_1", "truncated"),
+    ("TRUNCATE part_1; INSERT INTO parts SELECT n, 'new' FROM generate_series(110, 120) n; VACUUM ANALYZE part_1", "truncated"),
+    (
+        // A tree of its own.
+        "CREATE TABLE sub (LIKE parts INCLUDING ALL) PARTITION BY RANGE (id);
+         CREATE TABLE sub_1 PARTITION OF sub FOR VALUES FROM (300) TO (350);
+         INSERT INTO sub SELECT n, 's' FROM generate_series(300, 310) n;
+         ALTER TABLE parts ATTACH PARTITION sub FOR VALUES FROM (300) TO (400)",
+        "a partition was attached",
+    ),
+    (
+        // Moved from one to the other without the stream.
+        "BEGIN; ALTER TABLE parts DETACH PARTITION part_0; UPDATE part_0 SET id = id + 1000, v = 'moved';
+         ALTER TABLE parts ATTACH PARTITION part_0 FOR VALUES FROM (1000) TO (1100); COMMIT",
+        "detached and attached again",
+    ),
+];
+
+fn config(rig: &Rig, via_root: bool) -> Config {
+    let mut config = rig.config(&["parts"]);
+    config.cdc.publication.tables[0].partitioned = via_root;
+    config
+}
+
+/// Every statement by itself: VACUUM takes no transaction.
+async fn each(rig: &Rig, sql: &str) {
+    if sql.starts_with("BEGIN") {
+        return rig.sql(sql).await;
+    }
+    for statement in sql.split("; ") {
+        rig.sql(statement).await;
+    }
+}
+
+fn noticed(engine: &Engine, text: &str) -> bool {
+    engine.status().notices.iter().any(|notice| notice.text.contains(text))
+}
+
+fn copied(engine: &Engine) -> bool {
+    noticed(engine, "copied again, ")
+}
+
+async fn quiet(rig: &Rig, engine: &Engine) {
+    rig.becomes_equal("parts").await;
+    wait_until("nothing is copied", LIMIT, || async { engine.status().tables.iter().all(|table| !table.resnapshot) })
+        .await;
+    rig.sql("UPDATE parts SET v = v || '!'").await;
+    rig.equal("parts").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_stream_does_not_tell_is_noticed_while_it_runs() {
+    for via_root in [true, false] {
+        for (sql, said) in SILENT {
+            let rig = Rig::new().await;
+            rig.sql(PARTS).await;
+            let engine = rig.run(config(&rig, via_root)).await;
+            each(&rig, sql).await;
+            wait_until(&format!("{sql}: it is noticed"), LIMIT, || async { noticed(&engine, said) }).await;
+            quiet(&rig, &engine).await;
+            stop(engine).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_stream_does_not_tell_is_noticed_at_the_next_start() {
+    for via_root in [true, false] {
+        for (sql, said) in SILENT {
+            let rig = Rig::new().await;
+            rig.sql(PARTS).await;
+            let engine = rig.run(config(&rig, via_root)).await;
+            stop(engine).await;
+            rig.sql("UPDATE parts SET v = 'waits' WHERE id = 120").await;
+            each(&rig, sql).await;
+            let engine = rig.run(config(&rig, via_root)).await;
+            assert!(noticed(&engine, said), "{sql}: {:?}", engine.status().notices);
+            rig.equal("parts").await;
+            quiet(&rig, &engine).await;
+            stop(engine).await;
+        }
+    }
+}
+
+/// What the stream still brings of a partition that is gone must not come back behind the sweep.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_of_a_detached_partition_that_still_wait() {
+    let rig = Rig::new().await;
+    rig.sql(PARTS).await;
+    let engine = rig.run(config(&rig, true)).await;
+    engine.control().send(Command::Pause).await.unwrap();
+    phase(&engine, Phase::Paused).await;
+    rig.sql("INSERT INTO parts SELECT n, 'late' FROM generate_series(160, 180) n").await;
+    rig.sql("ALTER TABLE parts DETACH PARTITION part_1").await;
+    wait_until("it is noticed", LIMIT, || async { noticed(&engine, "detached or dropped") }).await;
+    engine.control().send(Command::Resume).await.unwrap();
+    wait_until("it is copied again", LIMIT, || async { copied(&engine) }).await;
+    rig.equal("parts").await;
+    stop(engine).await;
+}
+
+/// Partitions are made every day, and rewritten, and the stream has all of their rows: no reason to copy anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_stream_tells_is_not_copied_again() {
+    for via_root in [true, false] {
+        let rig = Rig::new().await;
+        rig.sql(PARTS).await;
+        let known = "SELECT count(*) FROM cdc_snapshot_tables, jsonb_array_elements(definition::jsonb -> 'leaves') l
+                     JOIN pg_class c ON c.oid = (l ->> 'oid')::oid AND c.relfilenode = (l ->> 'filenode')::oid";
+        let engine = rig.run(config(&rig, via_root)).await;
+        rig.sql("CREATE TABLE part_2 PARTITION OF parts FOR VALUES FROM (200) TO (300)").await;
+        wait_until("it is noted", LIMIT, || async { rig.count(known).await == 3 }).await;
+        rig.sql("INSERT INTO parts SELECT n, 'n' FROM generate_series(200, 220) n").await;
+        rig.equal("parts").await;
+        // Not of rows of the last moment: what was there before the last look is the proof.
+        rig.sql("VACUUM FULL part_1").await;
+        wait_until("it is noted", LIMIT, || async { rig.count(known).await == 3 }).await;
+        rig.sql("CREATE INDEX ON parts (v); ALTER TABLE parts ALTER v SET DEFAULT 'd'; ANALYZE parts").await;
+        rig.sql("CREATE TABLE part_3 PARTITION OF parts FOR VALUES FROM (300) TO (400)").await;
+        wait_until("it is noted", LIMIT, || async { rig.count(known).await == 4 }).await;
+        rig.equal("parts").await;
+        assert!(!copied(&engine) && !noticed(&engine, "it is copied again"), "{:?}", engine.status().notices);
+        stop(engine).await;
+        rig.sql("CREATE TABLE part_4 PARTITION OF parts FOR VALUES FROM (400) TO (500)").await;
+        rig.sql("VACUUM FULL part_0").await;
+        let again = rig.run(config(&rig, via_root)).await;
+        rig.equal("parts").await;
+        rig.sql("INSERT INTO parts SELECT n, 'n' FROM generate_series(400, 410) n").await;
+        rig.equal("parts").await;
+        assert!(!copied(&again) && !noticed(&again, "it is copied again"), "{:?}", again.status().notices);
+        stop(again).await;
+    }
+}
