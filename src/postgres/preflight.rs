@@ -421,7 +421,7 @@ async fn published(
         if let Some(filter) = &entry.row_filter {
             ready.row_filter = Some(filter.clone());
             ready.condition = Some(match &ready.condition {
-                Some(own) => format!("({own}) AND ({filter})"),
+                Some(own) => format!("({own}\n) AND ({filter})"),
                 None => filter.clone(),
             });
         }

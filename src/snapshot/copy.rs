@@ -250,7 +250,8 @@ impl Worker {
         }
         let mut condition = chunk.range.bounds.condition(&table.integer_key);
         if let Some(filter) = &table.condition {
-            condition = format!("{condition} AND ({filter})");
+            // It may end with a comment.
+            condition = format!("{condition} AND ({filter}\n)");
         }
         let sql = format!(
             "COPY (SELECT {} FROM ONLY {} WHERE {condition}) TO STDOUT",
