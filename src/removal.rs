@@ -42,7 +42,7 @@ impl Remains {
             false => None,
         };
         if let Some((name, info)) = &slot {
-            match slot::usable(name, info, &cdc.database) {
+            match slot::usable(name, info, &cdc.database).and_then(|()| slot::free(name, info)) {
                 // Lost, it is good for nothing but to be removed.
                 Err(problem) if problem.kind != ProblemKind::Gap => return Err(problem),
                 _ => {}
@@ -61,7 +61,7 @@ impl Remains {
         };
         let ledger = Recorded::read(&client, &job).await?;
         let others = "SELECT count(*) FROM pg_catalog.pg_stat_activity
-                      WHERE datname = pg_catalog.current_database() AND application_name = 'pgtide ledger'";
+                      WHERE datname = pg_catalog.current_database() AND starts_with(application_name, 'pgtide ledger ')";
         let idle = client.query_one(others, &[]).await?.get::<_, i64>(0) == 0;
         Ok(Self {
             slot,

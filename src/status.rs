@@ -18,6 +18,7 @@ pub type Micros = i64;
 ///
 /// ```text
 /// Connecting -> Snapshot -> CatchUp -> Streaming        the usual way
+/// Connecting -> Standby -> Connecting                   another process leads; it has ended, and this one takes over
 /// any of them <-> Degraded                              something is refused or gone and is retried
 /// Snapshot, CatchUp, Streaming -> Pausing -> Paused -> back to where it was
 /// any -> Failed                                         an operator is needed; nothing is acknowledged any more
@@ -31,6 +32,9 @@ pub enum Phase {
     /// Looking at PostgreSQL and Elasticsearch, creating publication, slot and ledger.
     #[default]
     Connecting,
+    /// Another process leads: `Status::standby` says which. This one takes over when that one ends, and copies chunks of its
+    /// copy meanwhile.
+    Standby,
     /// Copying tables. The stream waits at the slot's consistent point.
     Snapshot,
     /// Streaming what was committed during the copy.
@@ -63,6 +67,7 @@ impl Phase {
     pub fn word(self) -> &'static str {
         match self {
             Phase::Connecting => "CONNECTING",
+            Phase::Standby => "STANDBY",
             Phase::Snapshot => "BACKFILL",
             Phase::CatchUp => "CATCH-UP",
             Phase::Streaming => "STREAMING",
@@ -83,6 +88,7 @@ impl Phase {
 /// Copying <-> Retrying                       a chunk is tried again
 /// any -> Failed                              `TableStatus::problem` says why
 /// any <-> Paused                             by the operator
+/// any -> Standby -> CatchUp                  while another process leads
 /// ```
 ///
 /// Stored, by way of its chunks in the ledger: Queued, Copying and everything after it.
@@ -104,6 +110,8 @@ pub enum TableState {
     Retrying,
     /// Needs an operator.
     Failed,
+    /// Copied; another process streams its changes, and knows how far that is.
+    Standby,
 }
 
 impl TableState {
@@ -118,6 +126,7 @@ impl TableState {
             TableState::Paused => "paused",
             TableState::Retrying => "RETRY",
             TableState::Failed => "FAILED",
+            TableState::Standby => "standby",
         }
     }
 }
@@ -232,6 +241,8 @@ pub struct Status {
     pub phase: Phase,
     /// Since when.
     pub phase_since: Micros,
+    /// In the phase Standby: who leads.
+    pub standby: Option<Standby>,
     /// What stands in the way, in the phases Degraded and Failed.
     pub problem: Option<Problem>,
     /// How often that was tried again so far.
@@ -263,6 +274,33 @@ pub struct Status {
     pub rejections: Vec<Rejection>,
     /// Resident memory of this process, in bytes.
     pub memory: Option<u64>,
+}
+
+/// What a process sees that stands by.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standby {
+    /// Who leads, such as `instance host-7, backend 4711`: its `cdc.snapshot.instanceId` and the backend of its ledger.
+    pub leader: String,
+    /// It has said nothing for `claimTimeout`: it hangs, and will lose the lead if this role may end its connection.
+    pub silent: bool,
+    /// This process copies chunks of the leader's copy.
+    pub helps: bool,
+    /// Why it does not, where there is something to copy.
+    pub idle: Option<String>,
+}
+
+impl Standby {
+    /// One sentence for a person, without its full stop.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        let hangs = if self.silent { ", but hangs" } else { "" };
+        let does = match (&self.idle, self.helps) {
+            (Some(why), _) => format!("; does not help with the copy: {why}"),
+            (None, true) => "; helps with the copy".to_owned(),
+            (None, false) => "; takes over when it ends".to_owned(),
+        };
+        format!("{} leads{hangs}{does}", self.leader)
+    }
 }
 
 /// The PostgreSQL side.
@@ -418,7 +456,7 @@ impl TableStatus {
     /// Share of the copy that is done, 0 to 1, never 1 before the last chunk is answered for. None while unknown.
     #[must_use]
     pub fn progress(&self) -> Option<f64> {
-        if matches!(self.state, TableState::CatchUp | TableState::Live) {
+        if matches!(self.state, TableState::CatchUp | TableState::Live | TableState::Standby) {
             return Some(1.0);
         }
         if self.chunks.is_empty() {

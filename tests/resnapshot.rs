@@ -306,7 +306,7 @@ async fn a_refused_row_stops_the_removal_of_its_own_copy_only() {
 async fn a_ledger_lost_while_streaming_comes_back() {
     let rig = Rig::new().await;
     let engine = rig_with_books(&rig, 20, 1_000).await;
-    let ledger = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'pgtide ledger'";
+    let ledger = "FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgtide ledger %'";
     assert_eq!(rig.count(&format!("SELECT count(pg_terminate_backend(pid)) {ledger}")).await, 1);
     let locked = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database =
                   (SELECT oid FROM pg_database WHERE datname = current_database())";

@@ -204,6 +204,13 @@ fn line(status: &Status) -> String {
     let mut text = format!("{:<10}", status.phase.word());
     if let Some(problem) = &status.problem {
         text.push_str(&format!(" attempt {}: {}. {}", status.attempts, problem.message, problem.hint));
+    } else if let Some(standby) = &status.standby {
+        text.push_str(&format!(" {}", standby.sentence()));
+        let done: usize = status.tables.iter().map(|table| table.chunks.done()).sum();
+        let all: usize = status.tables.iter().map(|table| table.chunks.len()).sum();
+        if done < all {
+            text.push_str(&format!(": {done} of {all} chunks copied"));
+        }
     } else {
         let copies = status.phase == Phase::Snapshot;
         // A copy goes on where another process left it; before and after it, what this one did counts.

@@ -164,10 +164,10 @@ fn tls(config: &Config, context: &Context<'_>) {
 
 fn snapshot(config: &Config, context: &Context<'_>) {
     let snapshot = &config.cdc.snapshot;
-    if snapshot.claim_timeout <= snapshot.heartbeat_interval {
+    if snapshot.claim_timeout < snapshot.heartbeat_interval.saturating_mul(2) {
         context.refuse(
             "cdc.snapshot.claimTimeout",
-            "must be longer than heartbeatInterval, or a live process is said to hang",
+            "must be at least twice heartbeatInterval, or a process that lives loses its chunks",
         );
     }
     if snapshot.enabled && snapshot.mode == Mode::Never {

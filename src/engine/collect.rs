@@ -57,6 +57,7 @@ pub(super) fn status(shared: &Shared) -> Status {
         started_at: shared.started_at,
         phase,
         phase_since,
+        standby: (phase == Phase::Standby).then(|| lock(&shared.standby).clone()).flatten(),
         problem,
         attempts,
         pause_requested: state.paused_since.is_some(),

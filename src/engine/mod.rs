@@ -20,6 +20,7 @@ mod monitor;
 mod pipeline;
 mod schema;
 mod shared;
+mod standby;
 
 use std::path::PathBuf;
 use std::sync::Arc;

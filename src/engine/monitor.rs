@@ -100,7 +100,7 @@ impl Positions {
 /// Rates of one table.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TableRates {
-    /// Rows and changes, over about 10 s.
+    /// Rows, those that other processes copy included, and changes, over about 10 s.
     pub(super) all: Average,
     /// Rows copied, over about 60 s: what the ETA is computed from.
     pub(super) copied: Average,
@@ -153,8 +153,9 @@ pub(super) async fn sample(shared: Arc<Shared>) {
         for (table, rates) in shared.counters.tables.iter().zip(&mut sampled.tables) {
             let own =
                 [&table.snapshot_rows, &table.inserts, &table.updates, &table.deletes].map(|count| count.load(Relaxed));
-            rates.all.sample(float(own.iter().sum()), elapsed, SPAN);
-            rates.copied.sample(float(own[0]), elapsed, 60.0);
+            let elsewhere = table.elsewhere.load(Relaxed);
+            rates.all.sample(float(own.iter().sum::<u64>() + elsewhere), elapsed, SPAN);
+            rates.copied.sample(float(own[0] + elsewhere), elapsed, 60.0);
             for (total, own) in totals.iter_mut().zip(own) {
                 *total += own;
             }

@@ -10,22 +10,28 @@ use super::control::{Answer, Command, Commands};
 use super::monitor;
 use super::schema::Schema;
 use super::shared::{Liveness, Shared};
+use super::standby::{Over, stand_by};
 use crate::config::{Config, Mode};
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
 use crate::postgres::connect::connect;
 use crate::postgres::preflight::{self, Server};
 use crate::postgres::replication::Session;
+use crate::postgres::slot::SlotInfo;
 use crate::postgres::{publication, slot};
 use crate::problem::{Problem, ProblemKind};
 use crate::snapshot::{self, Ledger};
 use crate::status::{Level, Phase, TableState};
 use crate::stream;
 use crate::table::TableId;
+use crate::telemetry::lock;
 
 /// The longest wait between two attempts.
 const BACKOFF: Duration = Duration::from_secs(15);
-/// How long a start waits for a slot or a lock that another process still holds, before it fails for good when nobody
+/// How long a process that takes over waits for the slot of the one before, and after how long it ends that one's stream.
+const RELEASE: Duration = Duration::from_secs(10);
+const POLITE: Duration = Duration::from_millis(500);
+/// How long a start waits for a slot that another process still holds, before it fails for good when nobody
 /// looks at a screen: a killed predecessor's connection takes a moment to be noticed.
 const HELD: Duration = Duration::from_secs(15);
 /// Attempts of a resnapshot that something passing is in the way of.
@@ -84,6 +90,14 @@ pub(super) async fn supervise(shared: Arc<Shared>, mut commands: Commands) -> Re
 fn obey(shared: &Shared, command: &Command) -> Answer {
     if shared.options.read_only && *command != Command::Stop {
         return Err("this pipeline is read-only".to_owned());
+    }
+    if shared.phase() == Phase::Standby && *command != Command::Stop {
+        let paused = shared.gate.is_closed();
+        if !(paused && *command == Command::Resume) {
+            let leader = lock(&shared.standby).as_ref().map(|standby| standby.leader.clone());
+            let leader = leader.unwrap_or_else(|| "another process".to_owned());
+            return Err(format!("this process stands by: {leader} leads, and takes commands"));
+        }
     }
     let table = |id: &TableId| {
         let found = shared.counters.tables.iter().position(|table| table.table == *id);
@@ -212,14 +226,9 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
     }
     let info = shared.sink.client().info().await?;
     shared.set_sink(info);
-    let client = connect(cdc, "control").await?;
-    let server = preflight::server(&client).await?;
-    shared.set_server(&server);
+    let Some(Lead { ledger, client, server, mut slot }) = lead(shared, stop).await? else { return Ok(()) };
     let slot_name = cdc.slot.name.as_str();
-    let mut slot = find_slot(&client, config).await?;
-    server.check(config, slot.as_ref())?;
     let names: Vec<TableId> = shared.mappings.iter().map(|mapping| mapping.table.clone()).collect();
-    let ledger = open_ledger(shared, config).await?;
     if slot.is_some() {
         publication_stayed(shared, &client, &ledger, &server).await?;
     }
@@ -319,6 +328,7 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
     tokio::select! {
         outcome = &mut streaming => outcome,
         problem = ledger.lost() => {
+            shared.set_trouble(problem.clone(), 1);
             ending.cancel();
             streaming.await.and(Err(problem))
         }
@@ -330,8 +340,75 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
     }
 }
 
+/// What the process that leads begins with.
+struct Lead {
+    ledger: Arc<Ledger>,
+    client: tokio_postgres::Client,
+    server: Server,
+    slot: Option<SlotInfo>,
+}
+
+/// Looks at the server, and leads the job: at once, or after standing by for as long as another process leads. None: there is
+/// nothing to lead any more.
+async fn lead(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<Option<Lead>, Problem> {
+    let config = &shared.options.config;
+    let cdc = &config.cdc;
+    let name = cdc.slot.name.as_str();
+    let mut ours: Option<Arc<Ledger>> = None;
+    loop {
+        let client = connect(cdc, "control").await?;
+        let server = preflight::server(&client).await?;
+        shared.set_server(&server);
+        let mut slot = find_slot(&client, config).await?;
+        server.check(config, slot.as_ref())?;
+        if let Some(ledger) = ours {
+            // The server has yet to see that the stream of the one before has ended.
+            let since = Instant::now();
+            while slot.as_ref().is_some_and(|slot| slot.active) && since.elapsed() < RELEASE {
+                if since.elapsed() > POLITE {
+                    slot::end_stream(&client, name).await?;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                slot = find_slot(&client, config).await?;
+            }
+            return free(config, Lead { ledger, client, server, slot }).map(Some);
+        }
+        let ledger = Ledger::open(cdc, &config.job(), &shared.instance, shared.sink.lease()).await?;
+        if ledger.try_lock().await? {
+            return free(config, Lead { ledger, client, server, slot }).map(Some);
+        }
+        drop(client);
+        shared.stands_by(true);
+        let monitor = CancellationToken::new();
+        let _end_monitor = monitor.clone().drop_guard();
+        tokio::spawn(monitor::watch_slot(Arc::clone(shared), server, monitor.clone()));
+        match stand_by(shared, &ledger, stop).await? {
+            Over::Leads => ours = Some(ledger),
+            Over::Completed => {
+                shared.counters.notice(Level::Info, "the copy is done");
+                for table in &shared.counters.tables {
+                    table.set_state(TableState::Live);
+                }
+                return Ok(None);
+            }
+            Over::Stopped => return Ok(None),
+        }
+        shared.stands_by(false);
+        shared.set_phase(Phase::Connecting, None);
+    }
+}
+
+/// Makes sure that there is room for what the leader needs, and that nobody else streams from its slot.
+fn free(config: &Config, lead: Lead) -> Result<Lead, Problem> {
+    lead.server.room(config, lead.slot.as_ref())?;
+    if let Some(slot) = &lead.slot {
+        slot::free(&config.cdc.slot.name, slot)?;
+    }
+    Ok(lead)
+}
+
 /// The slot, if there is one; none in mode `snapshot_only`, which has no use for it.
-async fn find_slot(client: &tokio_postgres::Client, config: &Config) -> Result<Option<slot::SlotInfo>, Problem> {
+async fn find_slot(client: &tokio_postgres::Client, config: &Config) -> Result<Option<SlotInfo>, Problem> {
     if config.mode() == Mode::SnapshotOnly {
         return Ok(None);
     }
@@ -340,22 +417,6 @@ async fn find_slot(client: &tokio_postgres::Client, config: &Config) -> Result<O
         slot::usable(name, info, &config.cdc.database)?;
     }
     Ok(found)
-}
-
-async fn open_ledger(shared: &Shared, config: &Config) -> Result<Arc<Ledger>, Problem> {
-    let cdc = &config.cdc;
-    let job = config.job();
-    let ledger = Ledger::open(connect(cdc, "ledger").await?, &job, &shared.instance).await?;
-    if !ledger.try_lock().await? {
-        let holder = ledger.holder(cdc.snapshot.claim_timeout).await?;
-        return Err(Problem::new(
-            ProblemKind::Setup,
-            format!("another pgtide works on {job}{holder}"),
-            "Stop it, or give this one another `cdc.slot.name`.",
-        )
-        .transient());
-    }
-    Ok(Arc::new(ledger))
 }
 
 /// A slot's changes are published as the publication was when they were made: one that was dropped and is created again
@@ -453,7 +514,7 @@ async fn to_copy(shared: &Shared, ledger: &Ledger, slot: bool, server: &Server) 
 }
 
 /// The tables that the snapshot copies: `snapshot.tables` where there are any, else all.
-fn copied_tables(config: &Config, tables: &[Arc<TableMapping>]) -> Vec<Arc<TableMapping>> {
+pub(super) fn copied_tables(config: &Config, tables: &[Arc<TableMapping>]) -> Vec<Arc<TableMapping>> {
     let wanted = &config.cdc.snapshot.tables;
     let is_wanted =
         |table: &&Arc<TableMapping>| wanted.is_empty() || wanted.iter().any(|entry| entry.id == table.table);

@@ -17,7 +17,7 @@ use crate::postgres::slot::SlotInfo;
 use crate::problem::Problem;
 use crate::sink::{ServerInfo, Sink};
 use crate::snapshot::{Context, Resnapshots};
-use crate::status::{Micros, Phase, TableState};
+use crate::status::{Micros, Phase, Standby, TableState};
 use crate::telemetry::{Counters, lock, now};
 
 /// Phase, and what stands in its way.
@@ -65,11 +65,13 @@ pub(super) struct Shared {
     pub(super) positions: Mutex<Positions>,
     pub(super) sampled: Mutex<Sampled>,
     pub(super) copy: Mutex<CopyClock>,
+    pub(super) standby: Mutex<Option<Standby>>,
     pub(super) held: watch::Sender<Option<Instant>>,
     pub(super) live: watch::Sender<Liveness>,
     catch_up: AtomicU64,
     ready: AtomicBool,
     ever_ready: AtomicBool,
+    stood_by: AtomicBool,
     fresh_copy_done: AtomicBool,
     resnapshot: Mutex<Option<(usize, CancellationToken)>>,
 }
@@ -94,11 +96,13 @@ impl Shared {
             positions: Mutex::default(),
             sampled: Mutex::new(Sampled::default()),
             copy: Mutex::new(CopyClock::default()),
+            standby: Mutex::default(),
             held: watch::Sender::new(None),
             live: watch::Sender::new(Liveness::NotYet),
             catch_up: AtomicU64::new(u64::MAX),
             ready: AtomicBool::new(false),
             ever_ready: AtomicBool::new(false),
+            stood_by: AtomicBool::new(false),
             fresh_copy_done: AtomicBool::new(false),
             resnapshot: Mutex::new(None),
             options,
@@ -159,12 +163,18 @@ impl Shared {
         }
     }
 
+    /// Another process leads: this one works too, without having connected for a stream.
+    pub(super) fn stands_by(&self, stands_by: bool) {
+        self.ready.store(stands_by, Relaxed);
+        self.stood_by.store(true, Relaxed);
+    }
+
     pub(super) fn was_ready(&self) -> bool {
         self.ready.load(Relaxed)
     }
 
     pub(super) fn ever_ready(&self) -> bool {
-        self.ever_ready.load(Relaxed)
+        self.ever_ready.load(Relaxed) || self.stood_by.load(Relaxed)
     }
 
     /// The copy that `snapshot.resnapshot` asks for has been made; a reconnection does not make it again.
@@ -206,6 +216,10 @@ impl Shared {
 
     pub(super) fn copy_begins(&self) {
         *lock(&self.copy) = CopyClock { began: Some(Instant::now()), seconds: 0.0 };
+    }
+
+    pub(super) fn copy_runs(&self) -> bool {
+        lock(&self.copy).began.is_some()
     }
 
     pub(super) fn copy_ended(&self) {

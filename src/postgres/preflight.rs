@@ -103,20 +103,29 @@ impl Server {
                 ),
             ));
         }
-        if slot.is_none() {
-            if !config.cdc.slot.create_if_not_exists {
-                return Err(setup(
-                    format!("there is no replication slot {}", config.cdc.slot.name),
-                    "Set `cdc.slot.createIfNotExists: true`, or correct `cdc.slot.name`.",
-                ));
-            }
-            if self.free_slots < 1 {
-                return Err(setup(
-                    "no replication slot is free",
-                    "Drop one that nobody needs (SELECT slot_name, active FROM pg_replication_slots), or raise \
-                     max_replication_slots and restart PostgreSQL.",
-                ));
-            }
+        if slot.is_none() && !config.cdc.slot.create_if_not_exists {
+            return Err(setup(
+                format!("there is no replication slot {}", config.cdc.slot.name),
+                "Set `cdc.slot.createIfNotExists: true`, or correct `cdc.slot.name`.",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether there is room for what the process that leads needs beside `slot`, if that is there already.
+    ///
+    /// # Errors
+    /// No slot or no WAL sender is free.
+    pub fn room(&self, config: &Config, slot: Option<&SlotInfo>) -> Result<(), Problem> {
+        if config.mode() == Mode::SnapshotOnly {
+            return Ok(());
+        }
+        if slot.is_none() && self.free_slots < 1 {
+            return Err(setup(
+                "no replication slot is free",
+                "Drop one that nobody needs (SELECT slot_name, active FROM pg_replication_slots), or raise \
+                 max_replication_slots and restart PostgreSQL.",
+            ));
         }
         if self.free_senders < 1 {
             return Err(setup(
@@ -166,8 +175,9 @@ pub async fn look(
     config: &Config,
     server: &Server,
     wanted: &[TableId],
+    need_key: bool,
 ) -> Result<Vec<Ready>, Problem> {
-    ready(client, config, server, wanted, true, false).await
+    ready(client, config, server, wanted, need_key, false).await
 }
 
 async fn ready(

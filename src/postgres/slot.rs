@@ -76,11 +76,10 @@ pub async fn find(client: &Client, name: &str) -> Result<Option<SlotInfo>, Probl
     }))
 }
 
-/// Whether `info` can be streamed from by us.
+/// Whether `info` can be streamed from by us, once nobody else does.
 ///
 /// # Errors
-/// The slot is lost, of another plugin or database ([`ProblemKind::Setup`], [`ProblemKind::Gap`]), or in use, which
-/// may pass.
+/// The slot is lost, of another plugin or database ([`ProblemKind::Setup`], [`ProblemKind::Gap`]).
 pub fn usable(name: &str, info: &SlotInfo, database: &str) -> Result<(), Problem> {
     if info.plugin != "pgoutput" {
         return Err(Problem::new(
@@ -99,6 +98,14 @@ pub fn usable(name: &str, info: &SlotInfo, database: &str) -> Result<(), Problem
     if info.wal_status == "lost" {
         return Err(lost(name));
     }
+    Ok(())
+}
+
+/// Whether nobody streams from `info`.
+///
+/// # Errors
+/// Somebody does, which may pass.
+pub fn free(name: &str, info: &SlotInfo) -> Result<(), Problem> {
     if info.active {
         return Err(Problem::new(
             ProblemKind::Setup,
@@ -110,6 +117,23 @@ pub fn usable(name: &str, info: &SlotInfo, database: &str) -> Result<(), Problem
         )
         .transient());
     }
+    Ok(())
+}
+
+/// Ends the connection by which a former leader streams, or makes the slot, once this process has taken over: it may hang, and
+/// hold the slot for as long.
+///
+/// # Errors
+/// The query fails.
+pub async fn end_stream(client: &Client, name: &str) -> Result<(), Problem> {
+    client
+        .execute(
+            "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_replication_slots s
+             JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid
+             WHERE s.slot_name = $1 AND a.usename = current_user AND a.application_name IN ('pgtide stream', 'pgtide slot')",
+            &[&name],
+        )
+        .await?;
     Ok(())
 }
 
@@ -150,7 +174,8 @@ mod tests {
         assert_eq!(refusal(&SlotInfo { plugin: "wal2json".into(), ..good.clone() }).kind, ProblemKind::Setup);
         assert_eq!(refusal(&SlotInfo { database: "other".into(), ..good.clone() }).kind, ProblemKind::Setup);
         assert_eq!(refusal(&SlotInfo { wal_status: "lost".into(), ..good.clone() }).kind, ProblemKind::Gap);
-        let busy = refusal(&SlotInfo { active: true, active_pid: Some(42), ..good });
+        assert_eq!(free("s", &good), Ok(()));
+        let busy = free("s", &SlotInfo { active: true, active_pid: Some(42), ..good }).expect_err("refused");
         assert!(busy.transient && busy.message.contains("42"), "{busy:?}");
     }
 }

@@ -18,6 +18,7 @@ use super::body::{Body, Kind, Parcel};
 use super::client::{Answer, Client, Content};
 use super::dead_letter::{self, DeadLetters};
 use super::error::SinkError;
+use super::lease::Lease;
 use super::response::{self, ErrorText, Items, Verdict};
 use super::stats::{Queued, Refused, SinkStats, Stats, Tally, TroubleGuard, now};
 
@@ -80,6 +81,7 @@ struct Inner {
     stats: Arc<Stats>,
     dead_letters: DeadLetters,
     spare: Mutex<Vec<Vec<u8>>>,
+    lease: Lease,
 }
 
 /// What an attempt calls for.
@@ -116,7 +118,8 @@ impl Sink {
     pub fn new(client: Client, options: SinkOptions) -> Self {
         let dead_letters = DeadLetters::new(options.dead_letters.clone());
         let permits = Semaphore::new(options.max_in_flight.max(1));
-        let inner = Inner { client, options, permits, stats: Arc::default(), dead_letters, spare: Mutex::default() };
+        let (stats, spare, lease) = (Arc::default(), Mutex::default(), Lease::default());
+        let inner = Inner { client, options, permits, stats, dead_letters, spare, lease };
         Self { inner: Arc::new(inner) }
     }
 
@@ -124,6 +127,12 @@ impl Sink {
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.inner.client
+    }
+
+    /// What bulks are sent under: none is while it is not valid.
+    #[must_use]
+    pub fn lease(&self) -> Lease {
+        self.inner.lease.clone()
     }
 
     /// An empty body, in a used buffer when there is one.
@@ -259,6 +268,16 @@ impl Sink {
         let Ok(_permit) = self.inner.permits.acquire().await else {
             return again(&SinkError::Stopped, None);
         };
+        if !self.inner.lease.is_valid() {
+            return Step::Again(Again {
+                reason: "PostgreSQL has given no answer for so long that another process may have taken over"
+                    .to_owned(),
+                hint: "Nothing is sent until it answers.".to_owned(),
+                asked: None,
+                slow: false,
+                throttled: false,
+            });
+        }
         let began = Instant::now();
         let answer = match self.inner.client.bulk(content).await {
             Ok(answer) => answer,

@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::deletes::{DeleteSet, action_key};
 use super::keeper;
-use super::ledger::{ChunkRow, Ledger};
+use super::ledger::{ChunkRow, Done, Ledger, Offer};
+use super::share::Share;
 use crate::change::{ActionBody, Field, Handler, Operation, Row};
 use crate::config::Cdc;
 use crate::gate::{Gate, Pass};
@@ -45,9 +46,9 @@ pub struct Copying {
     /// The tables of the copy.
     pub tables: HashMap<TableId, CopyTable>,
     /// The exported snapshot.
-    pub snapshot: String,
-    /// The version of its documents.
-    pub version: u64,
+    pub offer: Offer,
+    /// This process helps another one, whose snapshot it is.
+    pub share: Option<Arc<Share>>,
     /// Bodies are handed over at so many documents or bytes.
     pub limits: (usize, usize),
     /// Waits here while paused.
@@ -86,8 +87,8 @@ pub struct Copied {
 }
 
 impl Copying {
-    /// Copies every claimable chunk with `workers` workers; ends when there is none left to claim, or with the first
-    /// worker's problem, when the chunks that others had in hand stay as they are in the ledger: in progress.
+    /// Copies every claimable chunk with `workers` workers; ends when all chunks of its tables are completed, by whomever, or
+    /// with the first worker's problem, when what this process has claimed stays so in the ledger.
     ///
     /// # Errors
     /// PostgreSQL fails or the copy is stopped. Elasticsearch's failures are waited out.
@@ -120,7 +121,37 @@ impl Copying {
         problem.map_or(Ok(copied), Err)
     }
 
-    fn held(&self) -> Vec<String> {
+    /// Documents of a table that were refused for good and not said to the ledger yet: those of the chunk that has just been
+    /// answered for, and maybe some of others.
+    fn newly_refused(&self, table: usize) -> u64 {
+        let stats = self.sink.stats();
+        let number = u32::try_from(table).unwrap_or(u32::MAX);
+        let refused = stats.rejected_by_table.get(&number).copied().unwrap_or(0);
+        refused.saturating_sub(self.counters.tables[table].refused_said.swap(refused, Relaxed))
+    }
+
+    /// The version of the documents: one below the snapshot's consistent point. Commits begin at multiples of 8, so that no
+    /// change has it, every change from the consistent point on is above it, and every earlier one below.
+    fn version(&self) -> u64 {
+        self.offer.lsn.0.saturating_sub(1)
+    }
+
+    /// Makes sure that the snapshot is still that of whoever leads.
+    ///
+    /// # Errors
+    /// Another process leads by now, or nobody.
+    async fn is_led(&self) -> Result<(), Problem> {
+        // Who can ask has the lock still: it belongs to the connection.
+        let offered = self.ledger.offered().await?;
+        let same = offered.is_some_and(|offered| offered.offer == self.offer);
+        if self.share.is_none() || same { Ok(()) } else { Err(keeper::gone()) }
+    }
+
+    /// Tables that the operator of the process that leads holds.
+    pub(super) fn held(&self) -> Vec<String> {
+        if let Some(share) = &self.share {
+            return share.held();
+        }
         let held = |table: &&CopyTable| self.counters.tables[table.mapping.number].paused.load(Relaxed);
         self.tables.values().filter(held).map(|table| table.mapping.table.to_string()).collect()
     }
@@ -165,7 +196,9 @@ impl Worker {
     async fn run(mut self) -> Result<Copied, Problem> {
         let copying = Arc::clone(&self.copying);
         let client = connect(&copying.cdc, "copy").await?;
-        keeper::import(&client, &copying.snapshot).await?;
+        keeper::import(&client, &copying.offer.snapshot).await?;
+        // Once the server has restarted, another snapshot may have that name.
+        copying.is_led().await?;
         let mut pass = copying.gate.enter();
         let mut splitter = Splitter::default();
         let mut waits = false;
@@ -173,10 +206,10 @@ impl Worker {
             self.park(&mut pass).await?;
             let claimed = copying.ledger.claim(1, &copying.held()).await?;
             let Some(chunk) = claimed.into_iter().next() else {
-                if !copying.held().is_empty() {
-                    // The rest belongs to tables that the operator holds.
-                    self.settle().await?;
-                    if !std::mem::replace(&mut waits, true) {
+                self.settle().await?;
+                if copying.ledger.unfinished(copying.tables.keys()).await? {
+                    // The rest belongs to tables that the operator holds, or is in the hands of others, who may yet die.
+                    if !copying.held().is_empty() && !std::mem::replace(&mut waits, true) {
                         copying.waiting.fetch_add(1, SeqCst);
                     }
                     self.wait_for_release(&mut pass).await;
@@ -299,26 +332,26 @@ impl Worker {
             let handled = Handled {
                 handler,
                 mapping: &table.mapping,
-                version: copying.version,
+                version: copying.version(),
                 commit_time: SystemTime::now(),
                 xid: 0,
             };
             for action in handled.actions(Operation::Snapshot, Some(row), None) {
-                let gone = |deletes: &Arc<DeleteSet>| deletes.contains(&action_key(&action), copying.version);
+                let gone = |deletes: &Arc<DeleteSet>| deletes.contains(&action_key(&action), copying.version());
                 if matches!(action.body, ActionBody::Index(_)) && copying.deletes.as_ref().is_some_and(gone) {
                     continue;
                 }
-                self.body.action(&table.mapping.target, &action, copying.version).map_err(unwritable)?;
+                self.body.action(&table.mapping.target, &action, copying.version()).map_err(unwritable)?;
             }
             return Ok(());
         }
         if !table.shape.id(&mut self.id, fields.clone()) {
             return Err(ragged(table, line.len()));
         }
-        if copying.deletes.as_ref().is_some_and(|deletes| deletes.contains(&self.id, copying.version)) {
+        if copying.deletes.as_ref().is_some_and(|deletes| deletes.contains(&self.id, copying.version())) {
             return Ok(());
         }
-        write_row(&mut self.body, &table.mapping.target, &table.shape, &self.id, copying.version, fields)
+        write_row(&mut self.body, &table.mapping.target, &table.shape, &self.id, copying.version(), fields)
             .map_err(|_| ragged(table, line.len()))
     }
 
@@ -364,12 +397,18 @@ async fn deliver(
         copied = Copied { superseded: delivered.superseded, rejected: delivered.rejected };
     }
     if copied.superseded > 0 && copying.deletes.is_none() {
-        // Nothing streams yet, so nothing of this server's making can be newer than its present snapshot. What is
-        // would keep every change of its row out.
+        // Nothing streams yet, so nothing of this server's making can be newer than the snapshot of whoever leads. What is
+        // would keep every change of its row out. A new leader's snapshot is newer than that of the one before.
+        copying.is_led().await?;
         return Err(foreign(copying, &segments));
     }
-    let ended: Vec<(i32, u64)> =
-        segments.iter().filter_map(|segment| segment.end.map(|(rows, _)| (segment.chunk.id, rows))).collect();
+    let mut ended = Vec::new();
+    for segment in &segments {
+        if let Some((rows, _)) = segment.end {
+            let refused = copying.newly_refused(segment.table);
+            ended.push(Done { id: segment.chunk.id, token: segment.chunk.token, rows, refused });
+        }
+    }
     copying.ledger.complete(&ended).await?;
     for segment in segments {
         let table = &copying.counters.tables[segment.table];
@@ -406,7 +445,7 @@ fn foreign(copying: &Copying, segments: &[Segment]) -> Problem {
         ProblemKind::Gap,
         format!(
             "index {index} holds documents of a later version than this PostgreSQL has reached ({})",
-            Lsn(copying.version)
+            Lsn(copying.version())
         ),
         "They were written from another server, or before this one was restored from a backup, and would keep newer rows \
          out. Delete that index or name another in `elasticsearch.tableIndexMapping`, then start again.",

@@ -127,13 +127,6 @@ impl Keeper {
         Ok((Self { client, snapshot: row.get(0), lsn, since: Instant::now() }, tables))
     }
 
-    /// The version of the snapshot's documents: one below the consistent point. Commits begin at multiples of 8, so
-    /// that no change has it, every change from the consistent point on is above it, and every earlier one below.
-    #[must_use]
-    pub fn version(&self) -> u64 {
-        self.lsn.0.saturating_sub(1)
-    }
-
     /// The session, and with it the snapshot and the locks, is still there.
     pub(super) async fn lives(&self) -> bool {
         self.client.batch_execute("").await.is_ok()
@@ -294,7 +287,7 @@ pub(super) async fn lock_planned(client: &Client, range: &Range) -> Result<(), P
     .transient())
 }
 
-fn gone() -> Problem {
+pub(super) fn gone() -> Problem {
     Problem::new(
         ProblemKind::Postgres,
         "the exported snapshot is gone: the session that held it has ended",

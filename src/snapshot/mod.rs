@@ -5,6 +5,8 @@ mod deletes;
 mod keeper;
 mod ledger;
 mod plan;
+mod progress;
+mod share;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,8 +22,10 @@ pub use self::deletes::{DeleteSet, Resnapshots};
 pub(crate) use self::keeper::session;
 pub use self::keeper::{Keeper, Origin};
 pub(crate) use self::ledger::try_lock;
-pub use self::ledger::{ChunkRow, Job, Ledger, Recorded, Remembered};
+pub use self::ledger::{ChunkRow, Done, Job, Leader, Ledger, Offer, Offered, Recorded, Remembered};
 pub use self::plan::{Bounds, Range, by_key, by_pages, integer_key};
+pub use self::progress::Progress;
+pub use self::share::{Share, help};
 use crate::broken::{Rule, broken};
 use crate::change::Handler;
 use crate::config::{Config, Mode, Strategy};
@@ -106,8 +110,9 @@ impl Context {
         by_key(&client, &info.leaves, key, rows).await
     }
 
-    /// Copies the claimable chunks of `tables` under the keeper's snapshot. None: the operator's pause lasts, and the
-    /// snapshot is to be let go; nothing is on its way.
+    /// Copies the chunks of `tables` under the keeper's snapshot, which other processes are offered too, unless deletes are
+    /// recorded: only this process knows those. None: the operator's pause lasts, and the snapshot is to be let go; nothing
+    /// is on its way.
     async fn copy(
         &self,
         ledger: &Arc<Ledger>,
@@ -116,31 +121,30 @@ impl Context {
         deletes: Option<Arc<DeleteSet>>,
         stop: &CancellationToken,
     ) -> Result<Option<Copied>, Problem> {
-        let copying = Arc::new(Copying {
-            cdc: self.config.cdc.clone(),
-            ledger: Arc::clone(ledger),
-            sink: self.sink.clone(),
-            counters: Arc::clone(&self.counters),
-            tables: tables.iter().map(|table| (table.mapping.table.clone(), copy_table(table))).collect(),
-            snapshot: keeper.snapshot.clone(),
-            version: keeper.version(),
-            limits: (self.config.elasticsearch.batch_size_limit, self.config.elasticsearch.batch_byte_size_limit),
-            gate: self.gate.clone(),
-            handler: self.handler.clone(),
-            deletes,
-            waiting: AtomicUsize::new(0),
-            stop: stop.clone(),
-        });
+        let shared = deletes.is_none();
+        let tables: Vec<_> = tables.iter().map(|table| copy_table(&table.mapping, &table.ready)).collect();
+        let offer = Offer { snapshot: keeper.snapshot.clone(), lsn: keeper.lsn, tables: self.plan_of(&tables) };
+        let copying = Arc::new(Copying { deletes, ..self.copying(ledger, offer, tables, stop) });
         self.held.send_replace(Some(keeper.since));
-        let beat = heartbeat(Arc::clone(ledger), self.config.cdc.snapshot.heartbeat_interval);
         let workers = self.workers();
         let copied = tokio::select! {
             copied = Arc::clone(&copying).run(workers) => copied.map(Some),
-            problem = beat => Err(problem),
+            problem = ledger.lost() => Err(problem),
             problem = keeper.lost() => Err(problem),
+            problem = copying.offer_it(), if shared => Err(problem),
             () = self.paused_for_long(&copying, workers) => Ok(None),
         };
         self.held.send_replace(None);
+        if !matches!(copied, Ok(Some(_)))
+            && let Err(problem) = ledger.give_back().await
+        {
+            tracing::debug!(%problem, "what was claimed could not be given back");
+        }
+        if shared && copied.is_ok() {
+            ledger.withdraw_offer().await?;
+            // What the others completed last.
+            Progress::default().look(ledger, &self.counters).await?;
+        }
         match copied {
             // Without its locks a table may have been altered under the workers' hands.
             Err(problem) if !problem.transient && !keeper.lives().await => Err(keeper.lost().await),
@@ -154,6 +158,25 @@ impl Context {
                 Ok(None)
             }
             copied => copied,
+        }
+    }
+
+    /// A copy of `tables` under the snapshot of `offer`, as the process that leads makes it the first time.
+    fn copying(&self, ledger: &Arc<Ledger>, offer: Offer, tables: Vec<CopyTable>, stop: &CancellationToken) -> Copying {
+        Copying {
+            cdc: self.config.cdc.clone(),
+            ledger: Arc::clone(ledger),
+            sink: self.sink.clone(),
+            counters: Arc::clone(&self.counters),
+            tables: tables.into_iter().map(|table| (table.mapping.table.clone(), table)).collect(),
+            offer,
+            share: None,
+            limits: (self.config.elasticsearch.batch_size_limit, self.config.elasticsearch.batch_byte_size_limit),
+            gate: self.gate.clone(),
+            handler: self.handler.clone(),
+            deletes: None,
+            waiting: AtomicUsize::new(0),
+            stop: stop.clone(),
         }
     }
 
@@ -198,25 +221,14 @@ const OPEN_TRANSACTIONS: &str = "waiting for PostgreSQL to make the slot: it doe
                                  pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start; and the prepared \
                                  ones: SELECT gid, database, prepared FROM pg_prepared_xacts";
 
-fn copy_table(table: &Table) -> CopyTable {
-    let info = &table.ready.info;
+fn copy_table(mapping: &Arc<TableMapping>, ready: &Ready) -> CopyTable {
+    let info = &ready.info;
     CopyTable {
-        mapping: Arc::clone(&table.mapping),
+        mapping: Arc::clone(mapping),
         shape: Arc::new(Shape::new(info.columns.clone())),
         select_list: info.select_list(),
-        condition: table.ready.condition.clone(),
+        condition: ready.condition.clone(),
         integer_key: integer_key(info).unwrap_or_default().to_owned(),
-    }
-}
-
-/// Says every so often that this process lives; ends only when that fails.
-async fn heartbeat(ledger: Arc<Ledger>, interval: Duration) -> Problem {
-    let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(100)));
-    loop {
-        ticks.tick().await;
-        if let Err(problem) = ledger.heartbeat().await {
-            return problem;
-        }
     }
 }
 
@@ -274,6 +286,7 @@ pub async fn initial(
         tokio::select! {
             taken = &mut take => break taken?,
             () = context.stop.cancelled() => return Err(copy::stopped()),
+            problem = ledger.lost() => return Err(problem),
             () = tokio::time::sleep(LONG_TAKE), if !told => {
                 told = true;
                 context.counters.notice(Level::Warn, OPEN_TRANSACTIONS);
@@ -285,11 +298,17 @@ pub async fn initial(
     }
     let mut tables = tables;
     if let Some(job) = going_on {
-        ledger.release_all().await?;
         tables = go_on(context, ledger, tables, job.lsn, &keeper).await?;
     } else {
-        // Documents of an earlier copy whose rows are gone by now are removed at the end.
+        // Documents of an earlier copy whose rows are gone by now are removed at the end. Processes that helped with that one
+        // write no more by then: they stop when they see another leader, or are not believed any more.
         let sweep = job.is_some();
+        while ledger.others_at_work().await? {
+            tokio::select! {
+                () = context.stop.cancelled() => return Err(copy::stopped()),
+                () = tokio::time::sleep(Duration::from_millis(100)) => {}
+            }
+        }
         let mut plans = Vec::with_capacity(tables.len());
         for table in &tables {
             plans.push((table.mapping.table.clone(), context.plan(table).await?));
@@ -329,9 +348,8 @@ pub async fn initial(
         // Planned anew, a table may have documents of rows that it no longer had by then.
         if job.sweep || planned > job.lsn {
             let version = planned.0.max(job.lsn.0).saturating_sub(1);
-            // Some of it may have been copied by an earlier attempt of this process.
-            let number = u32::try_from(table.mapping.number).unwrap_or(u32::MAX);
-            let refused = context.sink.stats().rejected_by_table.get(&number).copied().unwrap_or(0);
+            // By other processes as well.
+            let refused = ledger.refused(&table.mapping.table).await?;
             sweep(context, &table.mapping, version, refused, &context.stop).await?;
         } else {
             context.sink.client().refresh(&table.mapping.index).await?;
@@ -561,7 +579,7 @@ async fn again_recorded(
         () = stop.cancelled() => return Err(copy::stopped()),
     };
     let [table] = tables.as_slice() else { return Ok(Ended::Copied) };
-    let version = keeper.version();
+    let version = keeper.lsn.0.saturating_sub(1);
     let ranges = context.plan(table).await?;
     ledger.replan(&table.mapping.table, keeper.lsn, &ranges).await?;
     ledger.define(&mapping.table, &table.seen).await?;

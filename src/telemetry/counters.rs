@@ -43,6 +43,8 @@ pub struct TableCounters {
     pub rows_done: AtomicU64,
     /// Rows copied since the start, over all copies.
     pub snapshot_rows: AtomicU64,
+    /// Rows that other processes have copied, as seen in the ledger since the start.
+    pub elsewhere: AtomicU64,
     /// Estimated rows of the copy; `u64::MAX` when unknown.
     pub rows_total: AtomicU64,
     /// INSERTs since the start.
@@ -53,6 +55,8 @@ pub struct TableCounters {
     pub deletes: AtomicU64,
     /// TRUNCATEs since the start.
     pub truncates: AtomicU64,
+    /// Documents refused for good, as far as the ledger has been told.
+    pub(crate) refused_said: AtomicU64,
     /// Attempts of the chunk that is being tried again; 0 when none is.
     pub attempts: AtomicU32,
     /// The operator holds its copy.
@@ -80,11 +84,13 @@ impl TableCounters {
             index,
             rows_done: AtomicU64::new(0),
             snapshot_rows: AtomicU64::new(0),
+            elsewhere: AtomicU64::new(0),
             rows_total: AtomicU64::new(u64::MAX),
             inserts: AtomicU64::new(0),
             updates: AtomicU64::new(0),
             deletes: AtomicU64::new(0),
             truncates: AtomicU64::new(0),
+            refused_said: AtomicU64::new(0),
             attempts: AtomicU32::new(0),
             paused: AtomicBool::new(false),
             resnapshot: AtomicBool::new(false),
@@ -109,6 +115,22 @@ impl TableCounters {
     pub fn set_chunk(&self, index: usize, state: ChunkState) {
         if let Some(chunk) = lock(&self.copy).chunks.get(index) {
             chunk.store(state as u8, Relaxed);
+        }
+    }
+
+    /// Notes that a chunk that stood at `from` stands at `to`; one that stands elsewhere by now stays there.
+    pub fn move_chunk(&self, index: usize, from: ChunkState, to: ChunkState) {
+        if let Some(chunk) = lock(&self.copy).chunks.get(index) {
+            let _ = chunk.compare_exchange(from as u8, to as u8, Relaxed, Relaxed);
+        }
+    }
+
+    /// Notes that another process has completed a chunk of so many rows. A chunk that is done already is not counted again.
+    pub fn done_elsewhere(&self, index: usize, rows: u64) {
+        let done = ChunkState::Done as u8;
+        if lock(&self.copy).chunks.get(index).is_some_and(|chunk| chunk.swap(done, Relaxed) != done) {
+            self.rows_done.fetch_add(rows, Relaxed);
+            self.elsewhere.fetch_add(rows, Relaxed);
         }
     }
 
@@ -148,6 +170,7 @@ impl TableCounters {
             4 => TableState::Paused,
             5 => TableState::Retrying,
             6 => TableState::Failed,
+            7 => TableState::Standby,
             _ => TableState::Queued,
         }
     }
@@ -162,6 +185,7 @@ impl TableCounters {
             TableState::Paused => 4,
             TableState::Retrying => 5,
             TableState::Failed => 6,
+            TableState::Standby => 7,
         };
         self.state.store(byte, Relaxed);
     }

@@ -248,8 +248,9 @@ fn ours(metrics: &Metrics, status: &Status) -> prometheus::Result<()> {
     metrics.gauge("process_resident_memory_bytes", "Resident memory, bytes", status.memory.map(float))
 }
 
-const PHASES: [Phase; 10] = [
+const PHASES: [Phase; 11] = [
     Phase::Connecting,
+    Phase::Standby,
     Phase::Snapshot,
     Phase::CatchUp,
     Phase::Streaming,
@@ -265,6 +266,7 @@ const PHASES: [Phase; 10] = [
 fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Connecting => "connecting",
+        Phase::Standby => "standby",
         Phase::Snapshot => "snapshot",
         Phase::CatchUp => "catch_up",
         Phase::Streaming => "streaming",

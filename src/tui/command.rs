@@ -110,6 +110,9 @@ impl CommandInfo {
         if self.steers && matches!(status.phase, Phase::Failed | Phase::Stopping | Phase::Stopped) {
             return Some("the pipeline has ended or is about to");
         }
+        if self.steers && status.phase == Phase::Standby && !(self.action == Action::Pause && status.pause_requested) {
+            return Some("another process leads: steer that one");
+        }
         if !self.panes.is_empty() && !self.panes.contains(&app.focused()) {
             return Some(NOT_HERE);
         }

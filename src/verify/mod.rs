@@ -273,7 +273,7 @@ pub async fn run(
             "Compare once the copy is done: `pgtide run` says so.",
         ));
     }
-    let ready = preflight::look(&client, config, &server, &names).await?;
+    let ready = preflight::look(&client, config, &server, &names, true).await?;
     let mut report =
         Report { notes: preflight::warnings(&client, config, &server, &names).await?, ..Report::default() };
     let copied = config.cdc.snapshot.tables.iter().map(|table| &table.id).collect::<Vec<_>>();

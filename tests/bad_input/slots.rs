@@ -71,20 +71,30 @@ async fn a_slot_that_a_replication_client_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_pgtide_is_refused_and_the_first_goes_on() {
+async fn a_second_pgtide_stands_by_and_the_first_goes_on() {
     let mut case = Case::new().await;
-    let port = free_port();
-    case.set("/cdc/metric", json!({"port": port}));
+    let ports = [free_port(), free_port()];
+    case.set("/cdc/metric", json!({"port": ports[0]}));
     let first = case.spawn();
     wait_until("the first streams", SOON, || async {
-        get(port, "/status").await.is_some_and(|body| body.contains("\"phase\":\"streaming\""))
+        get(ports[0], "/status").await.is_some_and(|body| body.contains("\"phase\":\"streaming\""))
     })
     .await;
-    case.set("/cdc/metric", json!({"port": 0}));
-    let second = case.run(&[], HELD).await;
-    second.refused(4, &[&case.slot, "Stop the other"]);
+    case.set("/cdc/metric", json!({"port": ports[1]}));
+    let second = case.spawn();
+    wait_until("the second stands by", SOON, || async {
+        get(ports[1], "/status").await.is_some_and(|body| body.contains("\"phase\":\"standby\""))
+    })
+    .await;
+    let status: Value = serde_json::from_str(&get(ports[1], "/status").await.unwrap()).unwrap();
+    let leader = status["standby"]["leader"].as_str().unwrap();
+    assert!(leader.contains(&format!("-{}, backend ", first.pid())), "{leader}");
     case.client.batch_execute("UPDATE people SET name = 'Countess' WHERE id = 1").await.unwrap();
     case.becomes_equal().await;
+    second.terminate();
+    let second = case.ended(second, SOON).await;
+    assert_eq!(second.code, Some(0), "{second}");
+    assert!(second.stdout.contains(&format!("STANDBY    {leader} leads; takes over when it ends")), "{second}");
     first.terminate();
     let first = case.ended(first, SOON).await;
     assert_eq!(first.code, Some(0), "{first}");

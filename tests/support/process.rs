@@ -155,6 +155,11 @@ impl Pipeline {
         Self::of(settings.configuration(cdc, &store.url))
     }
 
+    /// The same into the document store at `url`.
+    pub fn to(cdc: &Cdc, url: &str, settings: &Settings) -> Self {
+        Self::of(settings.configuration(cdc, url))
+    }
+
     /// With a configuration of the caller's; `cdc.metric.port` is set at each start.
     pub fn of(configuration: Value) -> Self {
         Self {
@@ -166,6 +171,12 @@ impl Pipeline {
             environment: Vec::new(),
             starts: 0,
         }
+    }
+
+    /// Puts `value` at `place` of the configuration, such as `/cdc/snapshot/claimTimeout`, from the next start on.
+    pub fn set(&mut self, place: &str, value: impl Into<Value>) {
+        let (parent, key) = place.rsplit_once('/').expect("a place begins with /");
+        self.configuration.pointer_mut(parent).unwrap_or_else(|| panic!("{place}"))[key] = value.into();
     }
 
     fn log(&self) -> PathBuf {

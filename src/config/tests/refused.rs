@@ -95,7 +95,7 @@ fn bad_files_are_refused_with_the_place_and_the_reason() {
         (
             "  host: h\n",
             "  host: h\n  snapshot: {claimTimeout: 5s}\n",
-            "t.yaml:3:14: cdc.snapshot.claimTimeout: must be longer than heartbeatInterval, or a live process is said to hang",
+            "t.yaml:3:14: cdc.snapshot.claimTimeout: must be at least twice heartbeatInterval, or a process that lives loses its chunks",
         ),
         (
             "  host: h\n",

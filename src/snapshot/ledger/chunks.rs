@@ -4,9 +4,11 @@ use tokio_postgres::Client;
 
 use super::Ledger;
 use crate::lsn::Lsn;
-use crate::problem::Problem;
+use crate::problem::{Problem, ProblemKind};
+use crate::sink::Moment;
 use crate::snapshot::plan::{Bounds, Range};
 use crate::table::TableId;
+use crate::telemetry::lock;
 
 /// A chunk of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,8 +28,36 @@ pub struct ChunkRow {
     pub completed: bool,
     /// Rows that it held, once completed.
     pub rows: u64,
-    /// How often it was claimed so far.
-    pub attempts: u32,
+    /// The number of its newest claim, from 1: who claimed it shows it with all that follows.
+    pub token: i32,
+}
+
+/// A chunk that somebody has claimed or completed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// The table.
+    pub table: TableId,
+    /// Its number in the table, from 0.
+    pub index: usize,
+    /// Completed; otherwise claimed.
+    pub completed: bool,
+    /// Rows that it held, once completed.
+    pub rows: u64,
+    /// By this process.
+    pub own: bool,
+}
+
+/// A chunk that the sink has answered for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// [`ChunkRow::id`].
+    pub id: i32,
+    /// [`ChunkRow::token`] of the claim under which it was copied.
+    pub token: i32,
+    /// Rows that it held.
+    pub rows: u64,
+    /// Rows of the table that were refused for good since this was last said.
+    pub refused: u64,
 }
 
 impl Ledger {
@@ -175,6 +205,63 @@ impl Ledger {
         Ok(row.get::<_, i64>(0).try_into().unwrap_or(0))
     }
 
+    /// Rows of the completed chunks of a table that were refused for good.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn refused(&self, table: &TableId) -> Result<u64, Problem> {
+        let row = self
+            .client
+            .query_one(
+                "SELECT coalesce(sum(rows_refused), 0)::int8 FROM public.cdc_snapshot_chunks
+                 WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND status = 'completed'",
+                &[&self.job, &table.schema, &table.name],
+            )
+            .await?;
+        Ok(row.get::<_, i64>(0).try_into().unwrap_or(0))
+    }
+
+    /// The chunks that somebody has in hand, and those that were completed since `since`, a moment that this gave before.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn moved(&self, since: &str) -> Result<(String, Vec<Moved>), Problem> {
+        // A completion is seen a little later than it says.
+        let rows = self
+            .client
+            .query(
+                "SELECT (now() AT TIME ZONE 'UTC')::text, table_schema, table_name, chunk_index, status = 'completed',
+                        coalesce(rows_processed, 0), claimed_pid IS NOT DISTINCT FROM pg_catalog.pg_backend_pid()
+                 FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND chunk_index >= 0 AND (status = 'in_progress'
+                    OR status = 'completed' AND completed_at >= $2::text::timestamp - interval '10 s')",
+                &[&self.job, &since],
+            )
+            .await?;
+        let moved = rows.iter().map(|row| Moved {
+            table: TableId::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+            index: usize::try_from(row.get::<_, i32>(3)).unwrap_or(usize::MAX),
+            completed: row.get(4),
+            rows: u64::try_from(row.get::<_, i64>(5)).unwrap_or(0),
+            own: row.get(6),
+        });
+        Ok((rows.first().map_or_else(|| since.to_owned(), |row| row.get(0)), moved.collect()))
+    }
+
+    /// The newest chunk's number: another one belongs to another plan.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn newest(&self) -> Result<Option<i32>, Problem> {
+        let row = self
+            .client
+            .query_one(
+                "SELECT max(id) FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND chunk_index >= 0",
+                &[&self.job],
+            )
+            .await?;
+        Ok(row.get(0))
+    }
+
     /// Forgets a table: it is no longer part of the job.
     ///
     /// # Errors
@@ -213,78 +300,138 @@ impl Ledger {
         Ok(())
     }
 
-    /// Makes the chunks that a process left in the middle claimable again. Only for the process that has the lock.
-    ///
-    /// # Errors
-    /// The query fails.
-    pub async fn release_all(&self) -> Result<(), Problem> {
-        self.client
-            .execute(
-                "UPDATE public.cdc_snapshot_chunks SET status = 'pending', claimed_by = NULL
-                 WHERE slot_name = $1 AND status = 'in_progress'",
-                &[&self.job],
-            )
-            .await?;
-        Ok(())
-    }
-
-    /// Claims up to `limit` chunks of tables that are not in `held`, in the order of the plan.
+    /// Claims up to `limit` chunks of tables that are not in `held`, in the order of the plan: pending ones, and those whose
+    /// process has ended (its backend is gone) or has given no sign of life for `claimTimeout` by the server's clock.
     ///
     /// # Errors
     /// The query fails.
     pub async fn claim(&self, limit: i64, held: &[String]) -> Result<Vec<ChunkRow>, Problem> {
+        // `MATERIALIZED`: joined into the UPDATE it might run more than once and lock more than it gives.
         let sql = format!(
-            "UPDATE public.cdc_snapshot_chunks c SET status = 'in_progress', claimed_by = $2, attempts = attempts + 1,
-                    claimed_at = now() AT TIME ZONE 'UTC', heartbeat_at = now() AT TIME ZONE 'UTC'
-             WHERE id IN (SELECT id FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND status = 'pending'
-                            AND NOT table_schema || '.' || table_name = ANY ($4)
-                          ORDER BY id LIMIT $3 FOR UPDATE SKIP LOCKED)
+            "WITH free AS MATERIALIZED (
+                 SELECT id FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND chunk_index >= 0
+                    AND (status = 'pending' OR status = 'in_progress' AND claimed_pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
+                         AND (heartbeat_at < now() AT TIME ZONE 'UTC' - make_interval(secs => $5) OR claimed_pid IS NULL
+                              OR NOT EXISTS (SELECT FROM pg_catalog.pg_stat_get_activity(claimed_pid))))
+                    AND NOT table_schema || '.' || table_name = ANY ($4)
+                 ORDER BY id LIMIT $3 FOR UPDATE SKIP LOCKED)
+             UPDATE public.cdc_snapshot_chunks c SET status = 'in_progress', claimed_by = $2, attempts = attempts + 1,
+                    claimed_pid = pg_catalog.pg_backend_pid(), claimed_at = now() AT TIME ZONE 'UTC',
+                    heartbeat_at = now() AT TIME ZONE 'UTC'
+             FROM free WHERE c.id = free.id
              RETURNING {CHUNK}"
         );
         let statement = self.claim.get_or_try_init(|| self.client.prepare(&sql)).await?;
-        let rows = self.client.query(statement, &[&self.job, &self.instance, &limit, &held]).await?;
+        let timeout = self.claim_timeout.as_secs_f64();
+        let rows = self.client.query(statement, &[&self.job, &self.instance, &limit, &held, &timeout]).await?;
         let mut chunks: Vec<_> = rows.iter().map(chunk_row).collect();
         chunks.sort_by_key(|chunk| chunk.id);
+        lock(&self.claims).extend(chunks.iter().map(|chunk| (chunk.id, chunk.token)));
         Ok(chunks)
+    }
+
+    /// A chunk of one of these tables is not completed.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn unfinished(&self, tables: impl Iterator<Item = &TableId>) -> Result<bool, Problem> {
+        let (schemas, names): (Vec<&str>, Vec<&str>) =
+            tables.map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+        let row = self
+            .client
+            .query_one(
+                "SELECT EXISTS (SELECT FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND chunk_index >= 0
+                    AND status <> 'completed' AND (table_schema, table_name) IN (SELECT * FROM unnest($2::text[], $3::text[])))",
+                &[&self.job, &schemas, &names],
+            )
+            .await?;
+        Ok(row.get(0))
     }
 
     /// Says that this process is alive and still works on its chunks.
     ///
     /// # Errors
-    /// The query fails.
-    pub async fn heartbeat(&self) -> Result<(), Problem> {
-        self.client
-            .execute(
-                "UPDATE public.cdc_snapshot_chunks SET heartbeat_at = now() AT TIME ZONE 'UTC'
-                 WHERE slot_name = $1 AND status = 'in_progress' AND claimed_by = $2",
-                &[&self.job, &self.instance],
-            )
-            .await?;
+    /// The query fails, or a chunk is no longer this process's: it was silent for too long.
+    pub(super) async fn heartbeat(&self) -> Result<(), Problem> {
+        let asked = Moment::now();
+        let (ids, tokens): (Vec<i32>, Vec<i32>) = lock(&self.claims).iter().map(|(id, token)| (*id, *token)).unzip();
+        let sql = format!(
+            "UPDATE public.cdc_snapshot_chunks c SET heartbeat_at = now() AT TIME ZONE 'UTC'
+             FROM unnest($2::int4[], $3::int4[]) AS d (id, token) WHERE {HOLDS} AND c.slot_name = $1 RETURNING c.id"
+        );
+        let rows = self.client.query(&sql, &[&self.job, &ids, &tokens]).await?;
+        let held: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
+        let claims = lock(&self.claims);
+        // What was completed or given back meanwhile is not in the list any more.
+        let gone = ids.iter().zip(&tokens).any(|(id, token)| !held.contains(id) && claims.get(id) == Some(token));
+        if gone {
+            return Err(taken_over());
+        }
+        let (lease, span) = &self.lease;
+        lease.renew(asked, *span);
         Ok(())
     }
 
-    /// Marks chunks as completed: the sink has answered for their last document. `done` holds ids and rows.
+    /// Marks chunks as completed: the sink has answered for their last document.
     ///
     /// # Errors
-    /// The query fails.
-    pub async fn complete(&self, done: &[(i32, u64)]) -> Result<(), Problem> {
+    /// The query fails, or a chunk is no longer this process's: then another one copies it, and it is left to that one.
+    pub async fn complete(&self, done: &[Done]) -> Result<(), Problem> {
         if done.is_empty() {
             return Ok(());
         }
-        let ids: Vec<i32> = done.iter().map(|(id, _)| *id).collect();
-        let rows: Vec<i64> = done.iter().map(|(_, rows)| i64::try_from(*rows).unwrap_or(i64::MAX)).collect();
-        let sql = "WITH done AS (
-                    UPDATE public.cdc_snapshot_chunks c SET status = 'completed', rows_processed = d.rows,
-                           completed_at = now() AT TIME ZONE 'UTC'
-                    FROM unnest($2::int4[], $3::int8[]) AS d(id, rows)
-                    WHERE c.id = d.id AND c.slot_name = $1 AND c.status = 'in_progress' AND c.claimed_by = $4
-                    RETURNING 1)
-                 UPDATE public.cdc_snapshot_job SET completed_chunks = completed_chunks + (SELECT count(*) FROM done)
-                 WHERE slot_name = $1";
-        let statement = self.complete.get_or_try_init(|| self.client.prepare(sql)).await?;
-        self.client.execute(statement, &[&self.job, &ids, &rows, &self.instance]).await?;
+        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let ids: Vec<i32> = done.iter().map(|done| done.id).collect();
+        let tokens: Vec<i32> = done.iter().map(|done| done.token).collect();
+        let rows: Vec<i64> = done.iter().map(|done| signed(done.rows)).collect();
+        let refused: Vec<i64> = done.iter().map(|done| signed(done.refused)).collect();
+        // Before the statement, so that a heartbeat behind it misses none of them.
+        lock(&self.claims).retain(|id, _| !ids.contains(id));
+        let sql = format!(
+            "WITH done AS (
+                 UPDATE public.cdc_snapshot_chunks c SET status = 'completed', rows_processed = d.rows,
+                        rows_refused = d.refused, completed_at = now() AT TIME ZONE 'UTC'
+                 FROM unnest($2::int4[], $3::int4[], $4::int8[], $5::int8[]) AS d (id, token, rows, refused)
+                 WHERE {HOLDS} AND c.slot_name = $1
+                 RETURNING 1)
+             UPDATE public.cdc_snapshot_job SET completed_chunks = completed_chunks + (SELECT count(*) FROM done)
+             WHERE slot_name = $1 RETURNING (SELECT count(*) FROM done)"
+        );
+        let statement = self.complete.get_or_try_init(|| self.client.prepare(&sql)).await?;
+        let row = self.client.query_opt(statement, &[&self.job, &ids, &tokens, &rows, &refused]).await?;
+        let accepted = row.map_or(0, |row| row.get::<_, i64>(0));
+        if usize::try_from(accepted) == Ok(done.len()) { Ok(()) } else { Err(taken_over()) }
+    }
+
+    /// Gives back what this process has claimed and not completed: others may take it at once.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn give_back(&self) -> Result<(), Problem> {
+        let (ids, tokens): (Vec<i32>, Vec<i32>) = lock(&self.claims).drain().unzip();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let sql = format!(
+            "UPDATE public.cdc_snapshot_chunks c SET status = 'pending', claimed_by = NULL, claimed_pid = NULL
+             FROM unnest($2::int4[], $3::int4[]) AS d (id, token) WHERE {HOLDS} AND c.slot_name = $1"
+        );
+        self.client.execute(&sql, &[&self.job, &ids, &tokens]).await?;
         Ok(())
     }
+}
+
+/// Whether chunk `c` is still claimed as by `d`: its token is the number of the claim. Whoever works on a chunk has been
+/// taken over by another when this does not hold, and must change nothing of it any more.
+const HOLDS: &str = "c.id = d.id AND c.status = 'in_progress' AND c.attempts = d.token";
+
+fn taken_over() -> Problem {
+    Problem::new(
+        ProblemKind::Postgres,
+        "another process has taken over what this one was copying: it gave no sign of life for cdc.snapshot.claimTimeout",
+        "It goes on by itself with what is left. If it happens often, the machine or its way to PostgreSQL stalls.",
+    )
+    .transient()
 }
 
 const CHUNK: &str = "c.id, c.table_schema, c.table_name, c.chunk_index, coalesce(c.leaf_schema, c.table_schema),
@@ -310,7 +457,7 @@ fn chunk_row(row: &tokio_postgres::Row) -> ChunkRow {
         },
         completed: row.get(9),
         rows: unsigned(row.get(10)),
-        attempts: u32::try_from(row.get::<_, i32>(11)).unwrap_or(0),
+        token: row.get(11),
     }
 }
 

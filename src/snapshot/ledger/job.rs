@@ -21,9 +21,20 @@ pub struct Job {
     pub system_id: Option<String>,
     /// Documents that no row of this job replaced are to be removed at its end.
     pub sweep: bool,
+    /// When it was begun, by the server's clock, in a form that sorts: [`Ledger::now`].
+    pub started_at: String,
 }
 
 impl Ledger {
+    /// The server's time, in UTC, in a form that sorts.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn now(&self) -> Result<String, Problem> {
+        let sql = "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')";
+        Ok(self.client.query_one(sql, &[]).await?.get(0))
+    }
+
     /// The job, if there is one.
     ///
     /// # Errors
@@ -32,7 +43,8 @@ impl Ledger {
         let row = self
             .client
             .query_opt(
-                "SELECT snapshot_lsn, coalesce(completed, FALSE), writer IS NOT NULL, system_id, sweep
+                "SELECT snapshot_lsn, coalesce(completed, FALSE), writer IS NOT NULL, system_id, sweep,
+                    to_char(started_at, 'YYYY-MM-DD HH24:MI:SS.US')
                  FROM public.cdc_snapshot_job WHERE slot_name = $1",
                 &[&self.job],
             )
@@ -43,6 +55,7 @@ impl Ledger {
             ours: row.get(2),
             system_id: row.get(3),
             sweep: row.get(4),
+            started_at: row.get(5),
         }))
     }
 
@@ -104,7 +117,9 @@ impl Ledger {
         let changed = self
             .client
             .execute(
-                "UPDATE public.cdc_snapshot_job j SET completed = TRUE, sweep = FALSE
+                "UPDATE public.cdc_snapshot_job j SET completed = TRUE, sweep = FALSE,
+                    (total_chunks, completed_chunks) = (SELECT count(*), count(*) FROM public.cdc_snapshot_chunks c
+                                                        WHERE c.slot_name = j.slot_name AND c.chunk_index >= 0)
                  WHERE slot_name = $1 AND NOT EXISTS (SELECT FROM public.cdc_snapshot_chunks c
                                                       WHERE c.slot_name = j.slot_name AND c.status <> 'completed'
                                                         AND c.chunk_index >= 0)",

@@ -10,96 +10,92 @@
 
 mod chunks;
 mod job;
+mod lock;
+mod offer;
 mod recorded;
 mod schema;
 mod tables;
 
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use tokio::sync::{Mutex, MutexGuard, OnceCell, watch};
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_postgres::{Client, Statement};
 
-pub use self::chunks::ChunkRow;
+pub use self::chunks::{ChunkRow, Done};
 pub use self::job::Job;
+pub use self::lock::Leader;
+pub(crate) use self::lock::try_lock;
+pub use self::offer::{Offer, Offered};
 pub use self::recorded::Recorded;
 pub use self::tables::Remembered;
+use crate::config::Cdc;
+use crate::postgres::connect::connect;
 use crate::problem::{Problem, ProblemKind};
+use crate::sink::Lease;
 
-/// The ledger of one slot (or, in mode `snapshot_only`, of one job name).
+/// The ledger of one slot (or, in mode `snapshot_only`, of one job name). Gives a sign of life every `heartbeatInterval`
+/// for as long as it lives.
 #[derive(Debug)]
 pub struct Ledger {
     client: Client,
     job: String,
     instance: String,
+    claim_timeout: Duration,
+    /// What each sign of life renews, and for how long: less than it takes the others to take over.
+    lease: (Lease, Duration),
+    /// Chunks that this process works on, by their ids: the tokens of its claims.
+    claims: std::sync::Mutex<HashMap<i32, i32>>,
+    /// Why it is of no use any more.
+    lost: watch::Sender<Option<Problem>>,
     /// Who has it may begin a transaction: there is one connection.
     transacting: Mutex<()>,
     claim: OnceCell<Statement>,
     complete: OnceCell<Statement>,
 }
 
+/// How soon the end of the ledger's connection is noticed. Nobody tells, so it is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
 impl Ledger {
     /// The ledger of `job`, its tables created where they are missing. `instance` names this process in claims.
+    /// `lease` is valid from now on only as long as the signs of life are answered.
     ///
     /// # Errors
-    /// The tables cannot be created: the role needs CREATE on the schema `public`.
-    pub async fn open(client: Client, job: &str, instance: &str) -> Result<Self, Problem> {
-        client.batch_execute("SET synchronous_commit = off").await?;
+    /// No connection, or the tables cannot be created: the role needs CREATE on the schema `public`.
+    pub async fn open(cdc: &Cdc, job: &str, instance: &str, lease: Lease) -> Result<Arc<Self>, Problem> {
+        let client = connect(cdc, &lock::purpose(instance)).await?;
+        // Its answers are short. One that nobody acknowledges must not hold the lock for the minutes of TCP's own patience.
+        client.batch_execute("SET synchronous_commit = off; SET tcp_user_timeout = 25000").await?;
         schema::ensure(&client).await?;
-        Ok(Self {
+        let ledger = Arc::new(Self {
             client,
             job: job.to_owned(),
             instance: instance.to_owned(),
+            claim_timeout: cdc.snapshot.claim_timeout,
+            lease: (lease, (cdc.snapshot.claim_timeout + cdc.snapshot.heartbeat_interval) / 2),
+            claims: std::sync::Mutex::default(),
+            lost: watch::Sender::new(None),
             transacting: Mutex::new(()),
             claim: OnceCell::new(),
             complete: OnceCell::new(),
-        })
+        });
+        tokio::spawn(beat(Arc::downgrade(&ledger), cdc.snapshot.heartbeat_interval));
+        Ok(ledger)
     }
 
-    /// Takes the lock that makes this process the only one that works for the job, for as long as the ledger's
-    /// connection lives. False: another process has it.
-    ///
-    /// # Errors
-    /// The query fails.
-    pub async fn try_lock(&self) -> Result<bool, Problem> {
-        try_lock(&self.client, &self.job).await
-    }
-
-    /// Ends when the ledger's connection has ended, and the lock with it. Nobody tells, so it is looked at.
+    /// Ends when the ledger's connection has ended, and the lock with it, or when others have taken over what this process
+    /// had claimed: either way it has to begin again.
     pub async fn lost(&self) -> Problem {
-        while !self.client.is_closed() {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+        let mut lost = self.lost.subscribe();
+        match lost.wait_for(Option::is_some).await.map(|problem| problem.clone()) {
+            Ok(Some(problem)) => problem,
+            // The sender lives in this ledger.
+            _ => std::future::pending().await,
         }
-        Problem::new(
-            ProblemKind::Postgres,
-            "the connection of the ledger has ended, and with it the lock that keeps a second pgtide out",
-            "It is made again by itself. If it keeps ending, the server's log says why.",
-        )
-        .transient()
-    }
-
-    /// Who has the lock, in words, as [`try_lock`](Self::try_lock) did not get it. A process that copies and whose last
-    /// sign of life is older than `claim_timeout` is said to hang.
-    ///
-    /// # Errors
-    /// The query fails.
-    pub async fn holder(&self, claim_timeout: Duration) -> Result<String, Problem> {
-        // A lock of 64 bits shows as two halves, objsubid 1: "pg_locks" in PostgreSQL's manual.
-        let held = "SELECT l.pid,
-                (SELECT claimed_by FROM public.cdc_snapshot_chunks c
-                 WHERE slot_name = $1 AND status = 'in_progress' ORDER BY heartbeat_at DESC NULLS LAST LIMIT 1),
-                (SELECT extract(epoch FROM now() AT TIME ZONE 'UTC' - max(heartbeat_at))::float8
-                 FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND status = 'in_progress')
-             FROM pg_catalog.pg_locks l, pg_catalog.hashtextextended('pgtide ' || $1, 0) AS key
-             WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-               AND (l.classid::int8 << 32 | l.objid::int8) = key
-               AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
-        let Some(row) = self.client.query_opt(held, &[&self.job]).await? else { return Ok(String::new()) };
-        let (pid, instance, silent): (i32, Option<String>, Option<f64>) = (row.get(0), row.get(1), row.get(2));
-        let instance = instance.map(|instance| format!("instance {instance}, ")).unwrap_or_default();
-        let silent = silent.filter(|silent| *silent > claim_timeout.as_secs_f64());
-        let silent = silent.map(|silent| format!(", which gave no sign of life for {silent:.0} s: it may hang"));
-        Ok(format!(" ({instance}backend {pid}{})", silent.unwrap_or_default()))
     }
 
     /// Begins a transaction that is on disk once it has committed. Statements that others make meanwhile are part of
@@ -112,10 +108,32 @@ impl Ledger {
     }
 }
 
-/// Takes the lock of a job for as long as the connection lives. False: another process has it.
-pub(crate) async fn try_lock(client: &Client, job: &str) -> Result<bool, Problem> {
-    let sql = "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('pgtide ' || $1, 0))";
-    Ok(client.query_one(sql, &[&job]).await?.get(0))
+/// Says every so often that this process lives, until the ledger is lost or dropped.
+async fn beat(ledger: Weak<Ledger>, interval: Duration) {
+    let mut ticks = tokio::time::interval(LOOK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last: Option<Instant> = None;
+    loop {
+        ticks.tick().await;
+        let Some(ledger) = ledger.upgrade() else { return };
+        let outcome = if ledger.client.is_closed() {
+            Err(Problem::new(
+                ProblemKind::Postgres,
+                "the connection of the ledger has ended, and with it the lock that says which process leads",
+                "It is made again by itself. If it keeps ending, the server's log says why.",
+            )
+            .transient())
+        } else if last.is_none_or(|last| last.elapsed() >= interval) {
+            last = Some(Instant::now());
+            ledger.heartbeat().await
+        } else {
+            Ok(())
+        };
+        if let Err(problem) = outcome {
+            ledger.lost.send_replace(Some(problem));
+            return;
+        }
+    }
 }
 
 /// A transaction of the ledger's connection.

@@ -50,11 +50,18 @@ ALTER TABLE public.cdc_snapshot_chunks
     ADD COLUMN IF NOT EXISTS leaf_name TEXT,
     ADD COLUMN IF NOT EXISTS leaf_filenode BIGINT,
     ADD COLUMN IF NOT EXISTS snapshot_lsn TEXT,
-    ADD COLUMN IF NOT EXISTS attempts INT NOT NULL DEFAULT 0;
+    ADD COLUMN IF NOT EXISTS attempts INT NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS claimed_pid INT,
+    ADD COLUMN IF NOT EXISTS rows_refused BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE public.cdc_snapshot_job
     ADD COLUMN IF NOT EXISTS writer TEXT,
     ADD COLUMN IF NOT EXISTS system_id TEXT,
-    ADD COLUMN IF NOT EXISTS sweep BOOLEAN NOT NULL DEFAULT FALSE;
+    ADD COLUMN IF NOT EXISTS sweep BOOLEAN NOT NULL DEFAULT FALSE,
+    ADD COLUMN IF NOT EXISTS keeper_snapshot TEXT,
+    ADD COLUMN IF NOT EXISTS keeper_lsn TEXT,
+    ADD COLUMN IF NOT EXISTS keeper_pid INT,
+    ADD COLUMN IF NOT EXISTS keeper_tables TEXT,
+    ADD COLUMN IF NOT EXISTS keeper_held TEXT[];
 CREATE TABLE IF NOT EXISTS public.cdc_snapshot_tables (
     slot_name TEXT NOT NULL,
     table_schema TEXT NOT NULL,
@@ -72,11 +79,17 @@ CREATE INDEX IF NOT EXISTS idx_chunks_status ON public.cdc_snapshot_chunks (slot
 /// Columns added by pgtide: where one is missing, [`CREATE`] has to run. `ALTER TABLE` takes a lock even where it has
 /// nothing to do, so it is not run for nothing.
 const COMPLETE: &str = "
-SELECT count(*) = 3 FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = 'public' AND NOT a.attisdropped
-  AND (c.relname, a.attname) IN (('cdc_snapshot_chunks', 'attempts'), ('cdc_snapshot_job', 'sweep'),
-                                 ('cdc_snapshot_tables', 'index_uuid'))";
+SELECT NOT EXISTS (
+    SELECT FROM (VALUES
+        ('cdc_snapshot_chunks', 'attempts'), ('cdc_snapshot_chunks', 'rows_refused'),
+        ('cdc_snapshot_job', 'sweep'), ('cdc_snapshot_job', 'keeper_held'),
+        ('cdc_snapshot_tables', 'index_uuid')) AS needed (relname, attname)
+    WHERE NOT EXISTS (
+        SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'public' AND NOT a.attisdropped
+          AND c.relname = needed.relname AND a.attname = needed.attname))";
+
 /// Creates the tables, or the columns that are missing, unless all is there.
 ///
 /// # Errors
@@ -85,7 +98,13 @@ pub(super) async fn ensure(client: &Client) -> Result<(), Problem> {
     if client.query_one(COMPLETE, &[]).await?.get(0) {
         return Ok(());
     }
-    create(client).await
+    // Processes that start at the same moment would be in each other's way: IF NOT EXISTS looks before it creates.
+    let transaction =
+        client.batch_execute("BEGIN; SELECT pg_catalog.pg_advisory_xact_lock(hashtextextended('pgtide', 0))");
+    transaction.await?;
+    let created = create(client).await;
+    client.batch_execute(if created.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
+    created
 }
 
 async fn create(client: &Client) -> Result<(), Problem> {
@@ -93,6 +112,7 @@ async fn create(client: &Client) -> Result<(), Problem> {
     if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
         return Err(error.into());
     }
+    client.batch_execute("ROLLBACK").await?;
     let user: String = client.query_one("SELECT current_user::text", &[]).await?.get(0);
     Err(Problem::new(
         ProblemKind::Setup,

@@ -60,7 +60,9 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &mut App, shown: &S
     if table.chunks.is_empty() {
         let text = match table.state {
             TableState::Queued => "not planned yet: the copy of this table has not begun",
-            TableState::CatchUp | TableState::Live => "no chunks: its copy ended before this start",
+            TableState::CatchUp | TableState::Live | TableState::Standby => {
+                "no chunks: its copy ended before this start"
+            }
             _ => "not planned yet",
         };
         canvas.put(x, inner.y, width, text, Token::Dim);

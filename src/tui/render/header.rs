@@ -34,7 +34,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, status: &Stat
 pub(super) fn phase_token(phase: Phase) -> Token {
     match phase {
         Phase::Streaming => Token::Ok,
-        Phase::Connecting | Phase::Snapshot | Phase::CatchUp => Token::Busy,
+        Phase::Connecting | Phase::Snapshot | Phase::CatchUp | Phase::Standby => Token::Busy,
         Phase::Pausing | Phase::Paused | Phase::Degraded | Phase::Stopping => Token::Warn,
         Phase::Failed => Token::Bad,
         Phase::Stopped => Token::Dim,

@@ -68,6 +68,12 @@ fn alarm(app: &App, status: &Status, wide: bool) -> Option<Vec<Piece>> {
             return Some(vec![piece(text, Token::Dim)]);
         }
         (Phase::Connecting, Some(problem)) => return warn(format!("{}. {}", problem.message, problem.hint)),
+        (Phase::Standby, _) => {
+            let standby = status.standby.clone().unwrap_or_default();
+            let loud = standby.silent || standby.idle.is_some();
+            let text = text::clean(&standby.sentence());
+            return Some(vec![piece(text, if loud { Token::Warn } else { Token::Text })]);
+        }
         (Phase::Stopped, _) => return Some(vec![piece("STOPPED: q leaves; the next start goes on", Token::Text)]),
         _ => {}
     }

@@ -42,7 +42,9 @@ pub(super) fn outlook(replication: &Replication, phase: Phase) -> (String, Token
     if replication.wal_status.as_deref() == Some("lost") {
         return ("slot lost".to_owned(), Token::Bad);
     }
-    let moving = matches!(phase, Phase::CatchUp | Phase::Streaming);
+    // Of the process that leads only the slot tells.
+    let moving = matches!(phase, Phase::CatchUp | Phase::Streaming)
+        || phase == Phase::Standby && replication.active == Some(true);
     if let Some(seconds) = replication.seconds_to_loss {
         let token = match seconds {
             0..3600 => Token::Bad,
@@ -170,6 +172,7 @@ pub(super) fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, shown: &Statu
     let (held, token) = match held {
         Some(held) if wide => (format!("held {held}, VACUUM waits for it"), Token::Warn),
         Some(held) => (format!("held {held}"), Token::Warn),
+        None if shown.phase == Phase::Standby => (format::unknown(), Token::Dim),
         None => ("not held".to_owned(), Token::Dim),
     };
     lines.push(line("snapshot", held, token));

@@ -192,7 +192,7 @@ fn head(column: Column) -> (&'static str, bool) {
 pub(super) fn state_token(state: TableState) -> Token {
     match state {
         TableState::Queued => Token::Wait,
-        TableState::Copying | TableState::CatchUp => Token::Busy,
+        TableState::Copying | TableState::CatchUp | TableState::Standby => Token::Busy,
         TableState::Live => Token::Ok,
         TableState::Paused | TableState::Retrying => Token::Warn,
         TableState::Failed => Token::Bad,

@@ -2,7 +2,7 @@
 
 use super::pgtide::engine::{
     ChunkMap, Event, EventKind, IndexTotals, Latency, Level, Notice, Phase, Rates, Rejection, Replication, Sink,
-    SnapshotStatus, Source, Status, TableName, TableState, TableStatus, Trouble,
+    SnapshotStatus, Source, Standby, Status, TableName, TableState, TableStatus, Trouble,
 };
 use super::pgtide::lsn::Lsn;
 use super::pgtide::problem::{Problem, ProblemKind};
@@ -321,6 +321,46 @@ pub(super) fn degraded() -> Status {
     status
 }
 
+/// Another process streams.
+pub(super) fn standby() -> Status {
+    let mut status = streaming();
+    status.phase = Phase::Standby;
+    status.standby =
+        Some(Standby { leader: "instance es-feed-1-4711, backend 81231".to_owned(), ..Standby::default() });
+    for table in &mut status.tables {
+        (table.state, table.rows_per_second) = (TableState::Standby, 0.0);
+        (table.inserts, table.updates, table.deletes) = (0, 0, 0);
+    }
+    status.rates = Rates::default();
+    status.events.clear();
+    (status.sink.documents_per_second, status.sink.bytes_per_second, status.sink.in_flight) = (0.0, 0.0, 0);
+    (status.sink.queued_documents, status.sink.documents) = (0, 0);
+    status.replication.received_lsn = None;
+    status
+}
+
+/// Another process leads the copy, hangs by the look of it, and copies something else.
+pub(super) fn idle() -> Status {
+    let standby = Standby {
+        leader: "instance es-feed-1-4711, backend 81231".to_owned(),
+        silent: true,
+        helps: false,
+        idle: Some("index, columns or condition of public.orders differ from this configuration's".to_owned()),
+    };
+    let mut status = Status { phase: Phase::Standby, standby: Some(standby), ..backfill() };
+    status.snapshot.held_seconds = None;
+    status
+}
+
+/// Another process leads the copy, and this one helps.
+pub(super) fn helping() -> Status {
+    let leader = "instance es-feed-1-4711, backend 81231".to_owned();
+    let standby = Standby { leader, helps: true, ..Standby::default() };
+    let mut status = Status { phase: Phase::Standby, standby: Some(standby), ..backfill() };
+    status.snapshot.held_seconds = None;
+    status
+}
+
 /// Commands are refused.
 pub(super) fn read_only() -> Status {
     Status { read_only: true, ..backfill() }
@@ -405,6 +445,9 @@ pub(super) fn all() -> Vec<(&'static str, Status)> {
         ("stopping", stopping()),
         ("recopying", recopying()),
         ("degraded", degraded()),
+        ("standby", standby()),
+        ("idle", idle()),
+        ("helping", helping()),
         ("read_only", read_only()),
         ("many_tables", many_tables()),
         ("hostile", hostile()),
