@@ -407,15 +407,17 @@ async fn every_type_and_any_key_compare_equal() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn filters_lists_and_conditions_are_by_design() {
     let rig = Rig::new().await;
-    let version: i64 = rig.count("SELECT current_setting('server_version_num')::int8").await;
-    assert!(version >= 150_000, "row filters and lists of columns need PostgreSQL 15");
+    // Row filters and lists of columns came with PostgreSQL 15; before, the condition of the copy is what there is.
+    let filtered = rig.count("SELECT current_setting('server_version_num')::int8").await >= 150_000;
     rig.sql(ITEMS).await;
-    rig.sql(&format!("CREATE PUBLICATION {} FOR TABLE items (id, name) WHERE (id > 100)", rig.name)).await;
+    let filter = if filtered { "(id, name) WHERE (id > 100)" } else { "" };
+    rig.sql(&format!("CREATE PUBLICATION {} FOR TABLE items {filter}", rig.name)).await;
+    let (copied, extra) = if filtered { (950, "50") } else { (1000, "-50") };
     let mut config = rig.config(&["items"]);
     config.cdc.publication.tables[0].query_condition = Some("id % 2 = 0".into());
     let engine = rig.run(config.clone()).await;
     rig.delivered().await;
-    assert_eq!(rig.documents("items").len(), 950);
+    assert_eq!(rig.documents("items").len(), copied);
     let report = compare(config.clone()).await;
     assert_eq!(report.outcome(), Outcome::Equal, "{report:?}");
     // The condition is the copy's: a change brings its row. The filter is the stream's: a row that leaves it goes.
@@ -429,7 +431,7 @@ async fn filters_lists_and_conditions_are_by_design() {
         &[
             index("items", "301", version),
             json!({"id": 301, "name": "even"}),
-            index("items", "50", version),
+            index("items", extra, version),
             json!({"id": 50, "name": "item 50"}),
             delete("items", "400", version),
         ],
@@ -438,7 +440,7 @@ async fn filters_lists_and_conditions_are_by_design() {
     let report = run(&Options { repair: true, ..options(config.clone()) }).await.unwrap();
     let table = &report.tables[0];
     assert_eq!((table.missing, table.extra, table.different, table.left), (1, 1, 1, Some(0)), "{table:?}");
-    assert_eq!(rig.documents("items").len(), 950);
+    assert_eq!(rig.documents("items").len(), copied + usize::from(!filtered));
     stop(engine).await;
 }
 
@@ -524,7 +526,7 @@ async fn the_program_tells_by_its_exit_code() {
 
     let repaired = with(&["--repair"]);
     assert_eq!(repaired.status.code(), Some(0), "{repaired:?}");
-    assert!(text_of(&repaired).contains("2 written, 1 removed; none differs any more"), "{repaired:?}");
+    assert!(text_of(&repaired).contains("2 sent, 1 removed; none differs any more"), "{repaired:?}");
 
     let dead = folder.path().join("dead.json");
     std::fs::write(&dead, configuration("http://127.0.0.1:1")).unwrap();

@@ -162,12 +162,8 @@ fn lines(table: &TableReport, limit: usize) -> String {
         let _ = writeln!(out, "  not compared {}: {}", HumanCount(*count), shown_text(reason));
     }
     if let Some(repaired) = table.repaired {
-        let _ = write!(
-            out,
-            "  repaired: {} written, {} removed",
-            HumanCount(repaired.written),
-            HumanCount(repaired.deleted)
-        );
+        let _ =
+            write!(out, "  repaired: {} sent, {} removed", HumanCount(repaired.written), HumanCount(repaired.deleted));
         if repaired.superseded > 0 {
             let _ = write!(out, ", {} had a newer version", HumanCount(repaired.superseded));
         }
@@ -210,10 +206,19 @@ fn line(difference: &Difference) -> String {
     line.push('\n');
     for (side, value) in [("row", &difference.row), ("document", &difference.document)] {
         if let Some(value) = value {
-            line.push_str(&format!("    {side:<8} {}\n", shown_text(value)));
+            line.push_str(&format!("    {side:<8} {}\n", shown_value(value)));
         }
     }
     line
+}
+
+/// JSON for a terminal: control characters are escapes already, what else acts becomes one.
+fn shown_value(json: &str) -> String {
+    let shown = |c: char| match c {
+        '"' | '\'' | '\\' => c.to_string(),
+        c => c.escape_debug().to_string(),
+    };
+    json.chars().map(shown).collect()
 }
 
 /// The same for a program.
@@ -244,6 +249,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn values_are_shown_as_they_are_but_not_obeyed() {
+        assert_eq!(shown_value(r#"{"a":"\n'é\\"}"#), r#"{"a":"\n'é\\"}"#);
+        assert_eq!(shown_value("a\u{202e}b\u{1b}"), r"a\u{202e}b\u{1b}");
+    }
+
+    #[test]
     fn a_table_says_what_differs_and_what_became_of_it() {
         let table = TableReport {
             table: "public.users".into(),
@@ -260,6 +271,7 @@ mod tests {
                 id: "7".into(),
                 fields: vec!["name".into(), "od\nd".into()],
                 foreign: false,
+                version: None,
                 refused: Some("400 mapper_parsing_exception".into()),
                 row: Some("{\"id\":7}".into()),
                 document: None,
@@ -270,7 +282,7 @@ mod tests {
             lines(&table, 1),
             "public.users -> users: 1,200 rows, 1,201 documents: 1 missing, 2 extra, 3 not compared
   not compared 3: they keep changing
-  repaired: 1 written, 1 removed, 1 refused (see the dead letters); 2 still differ
+  repaired: 1 sent, 1 removed, 1 refused (see the dead letters); 2 still differ
   different 7  name, \"od\\nd\"  (in the dead-letter file: 400 mapper_parsing_exception)
     row      {\"id\":7}
   and 1 more (--limit is 1)

@@ -29,6 +29,7 @@ struct Named {
     index: String,
     #[serde(rename = "_id")]
     id: String,
+    version: Option<u64>,
 }
 
 /// Marks the differences that have a letter. A file that is not there or cannot be read marks none: it is a courtesy.
@@ -45,10 +46,55 @@ pub(super) fn mark(file: &Path, index: &str, differences: &mut [Difference]) {
         let letter = serde_json::from_slice::<Letter>(&line).ok().filter(|letter| letter.action.index.index == index);
         if let Some(letter) = letter
             && let Some(difference) = by_id.get_mut(&letter.action.index.id)
+            // One that is older was made good since.
+            && letter.action.index.version >= difference.version
         {
             // Its `reason` may quote values.
             difference.refused = Some(format!("{} {}", letter.status, letter.kind).trim_end().to_owned());
         }
         line.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::Write;
+
+    use super::*;
+    use crate::verify::DifferenceKind;
+
+    #[test]
+    fn only_a_letter_that_is_not_made_good_since_is_a_reason() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let letter = |index: &str, id: &str, version: u64, kind: &str| {
+            format!(
+                r#"{{"time":"t","status":400,"type":"{kind}","reason":"a value","action":{{"index":{{"_index":"{index}","_id":"{id}","version":{version}}}}}}}"#
+            )
+        };
+        let lines = [
+            letter("users", "1", 10, "first"),
+            "no letter".to_owned(),
+            letter("users", "1", 20, "newest"),
+            letter("users", "2", 10, "old"),
+            letter("books", "3", 10, "elsewhere"),
+        ];
+        writeln!(file, "{}", lines.join("\n")).unwrap();
+        let difference = |id: &str, version| Difference {
+            kind: DifferenceKind::Missing,
+            id: id.into(),
+            fields: Vec::new(),
+            foreign: false,
+            version,
+            refused: None,
+            row: None,
+            document: None,
+        };
+        let mut differences = [difference("1", None), difference("2", Some(11)), difference("3", None)];
+        mark(file.path(), "users", &mut differences);
+        let refused: Vec<_> = differences.iter().map(|difference| difference.refused.as_deref()).collect();
+        assert_eq!(refused, [Some("400 newest"), None, None]);
+        mark(Path::new("/nonexistent/file"), "users", &mut differences);
     }
 }

@@ -113,7 +113,7 @@ pub struct Progress {
 }
 
 /// In what an id differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DifferenceKind {
     /// A row without a document.
@@ -137,7 +137,10 @@ pub struct Difference {
     /// The document's version is ahead of the server: something else wrote it, and no change will replace it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub foreign: bool,
-    /// The newest dead letter with this id: what Elasticsearch called the reason.
+    /// The document's version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// The newest dead letter with this id and a later version: what Elasticsearch called the reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
     /// The document that the row makes, as JSON, when values were asked for.
@@ -151,9 +154,9 @@ pub struct Difference {
 /// What a repair did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Repaired {
-    /// Documents sent.
+    /// Documents sent, those included that were superseded or refused.
     pub written: u64,
-    /// Documents removed.
+    /// Deletes sent, likewise.
     pub deleted: u64,
     /// Of both, those that a newer version was in the way of.
     pub superseded: u64,
@@ -397,6 +400,7 @@ impl Comparison<'_> {
         }
         report.not_compared = settled.unsettled;
         report.differences = settled.differences;
+        report.differences.sort_by(|one, other| (one.kind, &one.id).cmp(&(other.kind, &other.id)));
         dead_letters::mark(dead_letters, &self.mapping.index, &mut report.differences);
         Ok(report)
     }
@@ -491,18 +495,16 @@ impl Comparison<'_> {
 
 /// The ids of two parts that are not equal by what was read of them.
 fn unequal(rows: &[u8], documents: &[u8], found: &mut Vec<Candidate>) {
-    let mut left: HashMap<&[u8], u64> = HashMap::new();
+    // None: several have the id, by routing or behind an alias.
+    let mut left: HashMap<&[u8], Option<u64>> = HashMap::new();
     for document in records(documents) {
-        // A second one with the same id, by routing or behind an alias.
-        if left.insert(document.key, document.fingerprint).is_some() {
-            found.push(Candidate { id: text(document.key), raw: None, no_key: false });
-        }
+        left.entry(document.key).and_modify(|several| *several = None).or_insert(Some(document.fingerprint));
     }
     for row in records(rows) {
         let id = document_id(row.key);
         let equal = match left.remove(id.as_bytes()) {
             None => !row.mark,
-            Some(fingerprint) => fingerprint == row.fingerprint,
+            Some(fingerprint) => fingerprint == Some(row.fingerprint),
         };
         if !equal {
             let raw = matches!(id, Cow::Owned(_)).then(|| text(row.key));
@@ -523,4 +525,55 @@ fn no_room(error: std::io::Error) -> Problem {
         "They need about 21 bytes for each row and each document, and the length of its id. Name a folder with room by \
          --temp-folder.",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// The candidates of two sides: keys with fingerprints, rows with whether a document is due.
+    fn found(rows: &[(&[u8], u64, bool)], documents: &[(&[u8], u64)]) -> Vec<(String, bool)> {
+        let folder = std::env::temp_dir();
+        let (mut one, mut other) = (Spill::new(&folder).unwrap(), Spill::new(&folder).unwrap());
+        for &(key, fingerprint, mark) in rows {
+            one.add(document_id(key).as_bytes(), Record { key, fingerprint, mark }).unwrap();
+        }
+        for &(key, fingerprint) in documents {
+            other.add(key, Record { key, fingerprint, mark: false }).unwrap();
+        }
+        let mut found = Vec::new();
+        for bucket in 0..BUCKETS {
+            unequal(&one.take(bucket).unwrap(), &other.take(bucket).unwrap(), &mut found);
+        }
+        let mut found: Vec<_> = found.into_iter().map(|found| (found.id, found.raw.is_some())).collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn each_id_that_is_not_equal_is_looked_at_once() {
+        let long = [b'k'; 600];
+        let digest = document_id(&long).into_owned();
+        let rows: [(&[u8], u64, bool); 6] = [
+            (b"same", 1, true),
+            (b"other", 1, true),
+            (b"gone", 1, true),
+            (b"left out", 1, false),
+            (b"two", 1, true),
+            (&long, 1, true),
+        ];
+        let documents: [(&[u8], u64); 6] =
+            [(b"same", 1), (b"other", 2), (b"two", 1), (b"two", 1), (b"extra", 1), (b"extra", 1)];
+        let mut expected: Vec<_> = ["extra", "gone", "other", "two"]
+            .map(|id| (id.to_owned(), false))
+            .into_iter()
+            .chain([(digest.clone(), true)])
+            .collect();
+        expected.sort();
+        assert_eq!(found(&rows, &documents), expected);
+        // The long key has its document under the digest.
+        assert_eq!(found(&rows[5..], &[(digest.as_bytes(), 1)]), []);
+    }
 }

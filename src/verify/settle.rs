@@ -180,6 +180,7 @@ impl Settle<'_> {
                 kind,
                 fields,
                 foreign,
+                version: document.map(|document| document.hit.version),
                 refused: None,
                 row: row.and_then(|row| value(&row.document)),
                 document: document.and_then(|document| value(document.bytes())),
