@@ -145,6 +145,32 @@ async fn a_repair_mends_what_differs_and_touches_nothing_else() {
     stop(engine).await;
 }
 
+/// The row goes, and its delete is applied and forgotten, while the repair's write is on its way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repair_brings_no_deleted_row_back() {
+    let rig = Rig::new().await;
+    rig.sql(ITEMS).await;
+    let config = rig.config(&["items"]);
+    let engine = rig.run(config.clone()).await;
+    rig.delivered().await;
+    plant(&rig, &[delete("items", "5", rig.version("items", "5")), delete("items", "6", rig.version("items", "6"))])
+        .await;
+    rig.hold(1);
+    let repairing = Options { repair: true, ..options(config) };
+    let repair = tokio::spawn(async move { run(&repairing).await.unwrap() });
+    rig.until_held().await;
+    rig.sql("DELETE FROM items WHERE id = 5; UPDATE items SET name = 'newer' WHERE id = 6").await;
+    rig.delivered().await;
+    rig.store.forget_tombstones();
+    rig.store.clear_faults();
+    let report = repair.await.unwrap();
+    let repaired = report.tables[0].repaired.unwrap();
+    assert_eq!(report.outcome(), Outcome::Equal, "{report:?}");
+    assert!(repaired.deleted == 1 && repaired.superseded == 1, "{repaired:?}");
+    rig.equal("items").await;
+    stop(engine).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_document_from_elsewhere_cannot_be_repaired_and_a_refused_one_is_said_to_be() {
     let rig = Rig::new().await;

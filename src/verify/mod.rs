@@ -422,33 +422,36 @@ impl Comparison<'_> {
         Documents { sink: self.sink, index: &self.mapping.index, stop: self.stop }
     }
 
-    /// Repairs, and looks again at what was repaired.
-    async fn repair(&self, mut settled: Settled, report: &mut TableReport) -> Result<Settled, Problem> {
-        let mut all = Repaired::default();
-        for _ in 0..TURNS {
+    /// Repairs, and looks again at what was repaired. What is one too many then is repaired again: its row was deleted
+    /// meanwhile. All else that still differs was refused, or is of something else's making, and would be so again.
+    async fn repair(&self, settled: Settled, report: &mut TableReport) -> Result<Settled, Problem> {
+        let mut done = Repaired::default();
+        let mut left = Settled { unsettled: settled.unsettled, ..Settled::default() };
+        let mut wrong = settled.wrong;
+        for turn in 1..=TURNS {
             self.step("repairing", report.rows, report.documents);
-            let again: Vec<Candidate> = settled.wrong.iter().map(|wrong| wrong.candidate.clone()).collect();
+            let again: Vec<Candidate> = wrong.iter().map(|wrong| wrong.candidate.clone()).collect();
             let repaired = repair::repair(
                 &self.options.config,
                 self.sink,
                 self.mapping,
                 (&self.rows, &self.ready.info.leaves),
-                std::mem::take(&mut settled.wrong),
+                wrong,
                 (self.options.timeout, self.stop),
             )
             .await?;
-            all.written += repaired.written;
-            all.deleted += repaired.deleted;
-            all.superseded += repaired.superseded;
-            all.refused += repaired.refused;
-            settled = Settled { unsettled: settled.unsettled, ..Settled::default() };
-            self.settle().settle(again, &mut settled).await?;
-            if settled.count() == 0 || repaired.refused + repaired.superseded >= settled.count() {
+            done.written += repaired.written;
+            done.deleted += repaired.deleted;
+            done.superseded += repaired.superseded;
+            done.refused += repaired.refused;
+            self.settle().settle(again, &mut left).await?;
+            wrong = if turn < TURNS { left.take_left_over() } else { Vec::new() };
+            if wrong.is_empty() {
                 break;
             }
         }
-        report.repaired = Some(all);
-        Ok(settled)
+        report.repaired = Some(done);
+        Ok(left)
     }
 
     /// Reads both sides at the same time.

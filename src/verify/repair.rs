@@ -55,7 +55,7 @@ pub(super) async fn repair(
         let mut candidates: Vec<_> = chunk.iter().map(|wrong| wrong.candidate.clone()).collect();
         let found = rows.of(&client, &mut candidates).await?;
         let mut body = sink.body();
-        for Wrong { candidate, documents } in chunk.drain(..) {
+        for Wrong { candidate, documents, .. } in chunk.drain(..) {
             let row = found.get(&candidate.id);
             if let Some(row) = row {
                 body.index(&mapping.target, &row.key, version, |out| out.extend_from_slice(&row.document));

@@ -63,6 +63,8 @@ pub(super) struct Settled {
 /// What a repair has to know.
 pub(super) struct Wrong {
     pub(super) candidate: Candidate,
+    /// A document without a row, which a newer snapshot can remove.
+    left_over: bool,
     /// Its documents: index, routing.
     pub(super) documents: Vec<(String, Option<String>)>,
 }
@@ -82,6 +84,16 @@ enum Verdict {
 impl Settled {
     pub(super) fn count(&self) -> u64 {
         self.missing + self.extra + self.different
+    }
+
+    /// Takes out what is one too many.
+    pub(super) fn take_left_over(&mut self) -> Vec<Wrong> {
+        let (taken, stay): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.wrong).into_iter().partition(|wrong| wrong.left_over);
+        self.wrong = stay;
+        self.extra -= taken.len() as u64;
+        self.differences.retain(|difference| difference.foreign || difference.kind != DifferenceKind::Extra);
+        taken
     }
 
     pub(super) fn unsettled(&mut self, reason: impl Into<String>, count: u64) {
@@ -188,7 +200,8 @@ impl Settle<'_> {
         }
         let documents =
             documents.iter().map(|document| (document.hit.index.clone(), document.hit.routing.clone())).collect();
-        settled.wrong.push(Wrong { candidate, documents });
+        let left_over = kind == DifferenceKind::Extra && !foreign;
+        settled.wrong.push(Wrong { candidate, left_over, documents });
     }
 }
 
