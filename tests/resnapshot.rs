@@ -202,8 +202,8 @@ async fn given_up_it_leaves_the_documents_valid() {
     rig.until_held().await;
     rig.sql("DELETE FROM books WHERE id = 30; UPDATE books SET title = 'changed' WHERE id = 1").await;
     control.send(Command::CancelResnapshot(table("books"))).await.unwrap();
-    done(&engine).await;
     rig.store.clear_faults();
+    done(&engine).await;
     assert!(noticed(&engine, "given up by the operator"), "{:?}", engine.status().notices);
     rig.delivered().await;
     let mut documents = rig.documents("books");
@@ -352,6 +352,29 @@ async fn a_truncated_partition_is_remembered() {
     done(&engine).await;
     rig.equal("parts").await;
     assert_eq!(rig.documents("parts").len(), 11);
+    stop(engine).await;
+}
+
+/// A copied row that is on its way while it is deleted, and a copy that is given up before its end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn given_up_it_brings_no_deleted_row_back() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    rig.sql("INSERT INTO books SELECT n, 'x' FROM generate_series(1, 9) n").await;
+    let engine = rig.run(rig.config(&["books"])).await;
+    rig.hold(1);
+    again(&engine, "books").await;
+    rig.until_held().await;
+    rig.sql("DELETE FROM books WHERE id > 5; UPDATE books SET title = 'y' WHERE id = 1").await;
+    rig.delivered().await;
+    // A minute later, or after a restart of its node, Elasticsearch does not know of the deletes any more.
+    rig.store.forget_tombstones();
+    engine.control().send(Command::CancelResnapshot(table("books"))).await.unwrap();
+    assert!(engine.status().tables[0].resnapshot, "it ends once what is on its way has arrived");
+    rig.store.clear_faults();
+    done(&engine).await;
+    assert!(noticed(&engine, "given up"), "{:?}", engine.status().notices);
+    rig.equal("books").await;
     stop(engine).await;
 }
 

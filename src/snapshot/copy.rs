@@ -95,11 +95,15 @@ impl Copying {
     pub async fn run(self: Arc<Self>, workers: usize) -> Result<Copied, Problem> {
         let stop = self.stop.child_token();
         let _stop_all = stop.clone().drop_guard();
+        // While the stream goes on, a row may arrive behind its delete: what is on its way at a stop is waited for, unless
+        // nobody waits for the copy any more.
+        let give_up = if self.deletes.is_some() { CancellationToken::new() } else { stop.clone() };
+        let _give_up = give_up.clone().drop_guard();
         self.counters.workers.store(u32::try_from(workers).unwrap_or(u32::MAX), Relaxed);
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..workers {
-            let (copying, stop) = (Arc::clone(&self), stop.clone());
-            tasks.spawn(async move { Worker::new(copying, stop).run().await });
+            let worker = Worker::new(Arc::clone(&self), stop.clone(), give_up.clone());
+            tasks.spawn(worker.run());
         }
         let (mut copied, mut problem) = (Copied::default(), None);
         while let Some(ended) = tasks.join_next().await {
@@ -169,6 +173,8 @@ struct Segment {
 struct Worker {
     copying: Arc<Copying>,
     stop: CancellationToken,
+    /// Ends what is on its way.
+    give_up: CancellationToken,
     body: Body,
     segments: Vec<Segment>,
     flying: Option<JoinHandle<Result<Copied, Problem>>>,
@@ -179,11 +185,12 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(copying: Arc<Copying>, stop: CancellationToken) -> Self {
+    fn new(copying: Arc<Copying>, stop: CancellationToken, give_up: CancellationToken) -> Self {
         let body = copying.sink.body();
         Self {
             copying,
             stop,
+            give_up,
             body,
             segments: Vec::new(),
             flying: None,
@@ -194,6 +201,15 @@ impl Worker {
     }
 
     async fn run(mut self) -> Result<Copied, Problem> {
+        let outcome = self.work().await;
+        if outcome.is_err() && self.copying.deletes.is_some() {
+            // The first problem is the reason.
+            let _ = self.landed().await;
+        }
+        outcome.map(|()| self.copied)
+    }
+
+    async fn work(&mut self) -> Result<(), Problem> {
         let copying = Arc::clone(&self.copying);
         let client = connect(&copying.cdc, "copy").await?;
         keeper::import(&client, &copying.offer.snapshot).await?;
@@ -231,7 +247,7 @@ impl Worker {
         self.settle().await?;
         // Ends the transaction, so that the server logs no broken connection.
         client.batch_execute("COMMIT").await?;
-        Ok(self.copied)
+        Ok(())
     }
 
     /// Waits while the gate is closed, with nothing on its way.
@@ -360,8 +376,8 @@ impl Worker {
         self.landed().await?;
         let body = std::mem::replace(&mut self.body, self.copying.sink.body());
         let segments = std::mem::take(&mut self.segments);
-        let (copying, stop) = (Arc::clone(&self.copying), self.stop.clone());
-        self.flying = Some(tokio::spawn(async move { deliver(&copying, body, segments, &stop).await }));
+        let (copying, give_up) = (Arc::clone(&self.copying), self.give_up.clone());
+        self.flying = Some(tokio::spawn(async move { deliver(&copying, body, segments, &give_up).await }));
         Ok(())
     }
 
@@ -389,11 +405,11 @@ async fn deliver(
     copying: &Copying,
     body: Body,
     segments: Vec<Segment>,
-    stop: &CancellationToken,
+    give_up: &CancellationToken,
 ) -> Result<Copied, Problem> {
     let mut copied = Copied::default();
     if !body.is_empty() {
-        let delivered = copying.sink.deliver(body, stop).await?;
+        let delivered = copying.sink.deliver(body, give_up).await?;
         copied = Copied { superseded: delivered.superseded, rejected: delivered.rejected };
     }
     if copied.superseded > 0 && copying.deletes.is_none() {

@@ -585,9 +585,12 @@ async fn again_recorded(
     ledger.define(&mapping.table, &table.seen).await?;
     let chunks = ledger.chunks().await?;
     show(context, &tables, &chunks);
-    let copied = context.copy(ledger, &keeper, &tables, Some(Arc::clone(deletes)), stop).await?;
+    let copied = context.copy(ledger, &keeper, &tables, Some(Arc::clone(deletes)), stop).await;
     let keeper_lsn = keeper.lsn;
     drop(keeper);
+    // Also when the copy was given up: some rows of it may have arrived behind their deletes.
+    redo_deletes(context, &table.mapping, deletes, version).await?;
+    let copied = copied?;
     let Some(copied) = copied else { return Ok(Ended::Released) };
     if deletes.overflowed() {
         return Err(Problem::new(
@@ -596,7 +599,6 @@ async fn again_recorded(
             "Copy it again at a quieter time. The documents are valid; only deleted rows may still have one.",
         ));
     }
-    redo_deletes(context, &table.mapping, deletes, version, stop).await?;
     stream_passes(context, keeper_lsn, stop).await?;
     sweep(context, &table.mapping, version, copied.rejected, stop).await?;
     remember_index(context, ledger, mapping).await?;
@@ -641,7 +643,6 @@ async fn redo_deletes(
     mapping: &TableMapping,
     deletes: &DeleteSet,
     version: u64,
-    stop: &CancellationToken,
 ) -> Result<(), Problem> {
     let limit = context.config.elasticsearch.batch_size_limit;
     for batch in deletes.since(version).chunks(limit.max(1)) {
@@ -654,7 +655,7 @@ async fn redo_deletes(
                 body.action(&mapping.target, &action, version).map_err(unwritable)?;
             }
         }
-        context.sink.deliver(body, stop).await?;
+        context.sink.deliver(body, &CancellationToken::new()).await?;
     }
     Ok(())
 }

@@ -137,7 +137,7 @@ pub const DELETES: Profile = Profile {
     tables: &[Kind::Plain],
     at_most: 2,
     weights: Weights { delete: 12, many: 6, keys: 4, ..Weights::ROWS },
-    scenes: &[(4, Scene::Resurrection), (1, Scene::Resnapshot), (1, Scene::Kill)],
+    scenes: &[(4, Scene::Resurrection), (2, Scene::Cancelled), (1, Scene::Resnapshot), (1, Scene::Kill)],
     count: (2, 4),
     many_chunks: false,
 };
@@ -262,6 +262,17 @@ impl Writer<'_> {
         self.steps.push(Step::Fault(Fault::new(Effect::Hold { applied }).times(times)));
     }
 
+    /// A resnapshot, some rows of which are on their way to the store.
+    fn held_copy(&mut self, table: Kind) {
+        let after = self.rng.u64(..4);
+        self.add([
+            Step::Fault(Fault::new(Effect::Delay { milliseconds: 0 }).times(after)),
+            Step::Fault(Fault::new(Effect::Hold { applied: false }).times(1)),
+            Step::Resnapshot(table),
+            Step::Held,
+        ]);
+    }
+
     fn fault(&mut self) -> Fault {
         let rng = &mut self.rng;
         let effect = match rng.u32(..7) {
@@ -361,13 +372,7 @@ impl Writer<'_> {
             Scene::Resurrection => {
                 let table = self.table();
                 self.add([Step::Join, Step::Streaming]);
-                let after = self.rng.u64(..4);
-                self.add([
-                    Step::Fault(Fault::new(Effect::Delay { milliseconds: 0 }).times(after)),
-                    Step::Fault(Fault::new(Effect::Hold { applied: false }).times(1)),
-                    Step::Resnapshot(table),
-                    Step::Held,
-                ]);
+                self.held_copy(table);
                 self.changes();
                 self.add([Step::Delivered, Step::Forget, Step::Release]);
                 self.go();
@@ -380,9 +385,16 @@ impl Writer<'_> {
                     return self.changes();
                 }
                 let table = *pick(&mut self.rng, &tables);
-                self.add([Step::Streaming, Step::Resnapshot(table)]);
-                self.go();
-                self.add([Step::Cancel(table), Step::Join]);
+                self.add([Step::Join, Step::Streaming]);
+                if self.rng.bool() {
+                    self.add([Step::Resnapshot(table)]);
+                    self.go();
+                    self.add([Step::Cancel(table), Step::Join]);
+                } else {
+                    self.held_copy(table);
+                    self.changes();
+                    self.add([Step::Delivered, Step::Forget, Step::Cancel(table), Step::Release]);
+                }
             }
             Scene::Fresh => {
                 // In the middle of a copy, then without a process, then again.
