@@ -86,7 +86,7 @@ async fn everything_of_a_pipeline_goes_once_it_is_stopped() {
         "of WAL",
         "made by pgtide for this slot",
         "rows of the ledger",
-        "the ledger's two tables",
+        "the ledger's tables",
         "REPLICA IDENTITY FULL of public.items",
         "the documents, in items",
     ] {

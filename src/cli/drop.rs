@@ -103,7 +103,7 @@ fn going(remains: &Remains, publication: bool) -> Vec<String> {
         ));
     }
     if remains.ledger_tables {
-        items.push("the ledger's two tables: nothing of another pipeline is in them".to_owned());
+        items.push("the ledger's tables: nothing of another pipeline is in them".to_owned());
     }
     items
 }
