@@ -1,4 +1,4 @@
-//! Rules that a test breaks on purpose, to show that breaking them is noticed (`tests/model`). Not in release builds.
+//! Rules that a test breaks on purpose, to show that breaking them is noticed (`tests/model`, `tests/processes.rs`). Not in release builds.
 
 /// A rule of `docs/architecture.md` that can be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,10 @@ pub(crate) enum Rule {
     Fill,
     /// A sweep removes only what is older than its bound.
     SweepBound,
+    /// Who works on a chunk shows the token of its claim.
+    ClaimToken,
+    /// Nothing is sent without an answer from PostgreSQL a moment ago.
+    Lease,
 }
 
 /// The environment variable `PGTIDE_BROKEN` names this rule.
@@ -22,8 +26,16 @@ pub(crate) enum Rule {
 pub(crate) fn broken(rule: Rule) -> bool {
     static BROKEN: std::sync::LazyLock<Option<Rule>> = std::sync::LazyLock::new(|| {
         let name = std::env::var("PGTIDE_BROKEN").ok()?;
-        let rules =
-            [Rule::CommitVersion, Rule::AnswerFirst, Rule::DeleteSet, Rule::Filenode, Rule::Fill, Rule::SweepBound];
+        let rules = [
+            Rule::CommitVersion,
+            Rule::AnswerFirst,
+            Rule::DeleteSet,
+            Rule::Filenode,
+            Rule::Fill,
+            Rule::SweepBound,
+            Rule::ClaimToken,
+            Rule::Lease,
+        ];
         let rule = rules.into_iter().find(|rule| format!("{rule:?}") == name);
         tracing::warn!(?rule, "PGTIDE_BROKEN: a rule is broken on purpose, documents will not be equal to rows");
         rule

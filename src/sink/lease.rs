@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
+use crate::broken::{Rule, broken};
+
 /// A clock that goes on while the process, or the machine, sleeps.
 #[cfg(target_os = "linux")]
 const CLOCK: ClockId = ClockId::CLOCK_BOOTTIME;
@@ -53,7 +55,7 @@ impl Lease {
     /// It is valid now.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        Moment::now().0 <= self.until.load(SeqCst)
+        Moment::now().0 <= self.until.load(SeqCst) || broken(Rule::Lease)
     }
 }
 

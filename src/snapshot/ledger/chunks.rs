@@ -3,6 +3,7 @@
 use tokio_postgres::Client;
 
 use super::Ledger;
+use crate::broken::{Rule, broken};
 use crate::lsn::Lsn;
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::Moment;
@@ -355,9 +356,10 @@ impl Ledger {
     pub(super) async fn heartbeat(&self) -> Result<(), Problem> {
         let asked = Moment::now();
         let (ids, tokens): (Vec<i32>, Vec<i32>) = lock(&self.claims).iter().map(|(id, token)| (*id, *token)).unzip();
+        let holds = holds();
         let sql = format!(
             "UPDATE public.cdc_snapshot_chunks c SET heartbeat_at = now() AT TIME ZONE 'UTC'
-             FROM unnest($2::int4[], $3::int4[]) AS d (id, token) WHERE {HOLDS} AND c.slot_name = $1 RETURNING c.id"
+             FROM unnest($2::int4[], $3::int4[]) AS d (id, token) WHERE {holds} AND c.slot_name = $1 RETURNING c.id"
         );
         let rows = self.client.query(&sql, &[&self.job, &ids, &tokens]).await?;
         let held: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
@@ -387,12 +389,13 @@ impl Ledger {
         let refused: Vec<i64> = done.iter().map(|done| signed(done.refused)).collect();
         // Before the statement, so that a heartbeat behind it misses none of them.
         lock(&self.claims).retain(|id, _| !ids.contains(id));
+        let holds = holds();
         let sql = format!(
             "WITH done AS (
                  UPDATE public.cdc_snapshot_chunks c SET status = 'completed', rows_processed = d.rows,
                         rows_refused = d.refused, completed_at = now() AT TIME ZONE 'UTC'
                  FROM unnest($2::int4[], $3::int4[], $4::int8[], $5::int8[]) AS d (id, token, rows, refused)
-                 WHERE {HOLDS} AND c.slot_name = $1
+                 WHERE {holds} AND c.slot_name = $1
                  RETURNING 1)
              UPDATE public.cdc_snapshot_job SET completed_chunks = completed_chunks + (SELECT count(*) FROM done)
              WHERE slot_name = $1 RETURNING (SELECT count(*) FROM done)"
@@ -412,9 +415,10 @@ impl Ledger {
         if ids.is_empty() {
             return Ok(());
         }
+        let holds = holds();
         let sql = format!(
             "UPDATE public.cdc_snapshot_chunks c SET status = 'pending', claimed_by = NULL, claimed_pid = NULL
-             FROM unnest($2::int4[], $3::int4[]) AS d (id, token) WHERE {HOLDS} AND c.slot_name = $1"
+             FROM unnest($2::int4[], $3::int4[]) AS d (id, token) WHERE {holds} AND c.slot_name = $1"
         );
         self.client.execute(&sql, &[&self.job, &ids, &tokens]).await?;
         Ok(())
@@ -423,7 +427,12 @@ impl Ledger {
 
 /// Whether chunk `c` is still claimed as by `d`: its token is the number of the claim. Whoever works on a chunk has been
 /// taken over by another when this does not hold, and must change nothing of it any more.
-const HOLDS: &str = "c.id = d.id AND c.status = 'in_progress' AND c.attempts = d.token";
+fn holds() -> &'static str {
+    if broken(Rule::ClaimToken) {
+        return "c.id = d.id AND d.token > 0";
+    }
+    "c.id = d.id AND c.status = 'in_progress' AND c.attempts = d.token"
+}
 
 fn taken_over() -> Problem {
     Problem::new(
