@@ -4,9 +4,12 @@
 
 mod support;
 
+use std::time::Duration;
+
 use pgtide::config::Config;
-use pgtide::engine::{Command, Engine, Phase};
-use support::pipeline::{LIMIT, Rig, phase, stop};
+use pgtide::engine::{Command, Engine};
+use pgtide::table::TableId;
+use support::pipeline::{LIMIT, Rig, stop};
 use support::wait_until;
 
 const PARTS: &str = "CREATE TABLE parts (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
@@ -114,18 +117,72 @@ async fn what_the_stream_does_not_tell_is_noticed_at_the_next_start() {
 
 /// What the stream still brings of a partition that is gone must not come back behind the sweep.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn changes_of_a_detached_partition_that_still_wait() {
+async fn changes_of_a_detached_partition_that_are_on_their_way() {
     let rig = Rig::new().await;
     rig.sql(PARTS).await;
     let engine = rig.run(config(&rig, true)).await;
-    engine.control().send(Command::Pause).await.unwrap();
-    phase(&engine, Phase::Paused).await;
+    // The stream's, not the copy's, which comes later.
+    rig.hold(1);
     rig.sql("INSERT INTO parts SELECT n, 'late' FROM generate_series(160, 180) n").await;
+    rig.until_held().await;
     rig.sql("ALTER TABLE parts DETACH PARTITION part_1").await;
-    wait_until("it is noticed", LIMIT, || async { noticed(&engine, "detached or dropped") }).await;
-    engine.control().send(Command::Resume).await.unwrap();
+    wait_until("its chunks are copied", LIMIT, || async {
+        let table = &engine.status().tables[0];
+        table.resnapshot && table.rows_done == 99 && table.chunks.done() == table.chunks.len()
+    })
+    .await;
+    let swept = async { wait_until("", LIMIT, || async { copied(&engine) }).await };
+    assert!(tokio::time::timeout(Duration::from_secs(1), swept).await.is_err(), "swept before the stream had passed");
+    rig.store.clear_faults();
     wait_until("it is copied again", LIMIT, || async { copied(&engine) }).await;
     rig.equal("parts").await;
+    stop(engine).await;
+}
+
+/// The same where everything is copied again before the stream runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_detached_partition_before_a_copy_from_the_beginning() {
+    let rig = Rig::new().await;
+    rig.sql(PARTS).await;
+    let mut config = config(&rig, true);
+    let engine = rig.run(config.clone()).await;
+    stop(engine).await;
+    rig.sql("INSERT INTO parts SELECT n, 'late' FROM generate_series(160, 180) n").await;
+    rig.sql("ALTER TABLE parts DETACH PARTITION part_1; INSERT INTO parts VALUES (0, 'more')").await;
+    config.cdc.snapshot.resnapshot = true;
+    let engine = rig.run(config).await;
+    rig.equal("parts").await;
+    assert_eq!(engine.status().tables[0].resnapshots_ended, 0);
+    stop(engine).await;
+}
+
+/// A wish that was cancelled before its turn is not granted by the next start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wish_that_is_given_up_while_it_waits() {
+    let rig = Rig::new().await;
+    rig.sql(PARTS).await;
+    rig.sql("CREATE TABLE books (id int PRIMARY KEY); INSERT INTO books SELECT generate_series(1, 10)").await;
+    let mut config = rig.config(&["parts", "books"]);
+    config.cdc.publication.tables[0].partitioned = false;
+    let engine = rig.run(config.clone()).await;
+    rig.hold(1);
+    engine.control().send(Command::Resnapshot(TableId::new("public", "books"))).await.unwrap();
+    rig.until_held().await;
+    rig.sql("TRUNCATE part_1").await;
+    let wishes = "SELECT count(*) FROM cdc_snapshot_chunks WHERE table_name = 'parts' AND status = 'wanted'";
+    wait_until("it is wanted", LIMIT, || async { rig.count(wishes).await == 1 }).await;
+    engine.control().send(Command::CancelResnapshot(TableId::new("public", "parts"))).await.unwrap();
+    rig.store.clear_faults();
+    wait_until("it is given up", LIMIT, || async {
+        rig.count(wishes).await == 0 && engine.status().tables.iter().all(|table| !table.resnapshot)
+    })
+    .await;
+    assert!(noticed(&engine, "public.parts: resnapshot given up by the operator"));
+    stop(engine).await;
+    let engine = rig.run(config).await;
+    assert!(!copied(&engine), "{:?}", engine.status().notices);
+    engine.control().send(Command::Resnapshot(TableId::new("public", "parts"))).await.unwrap();
+    rig.becomes_equal("parts").await;
     stop(engine).await;
 }
 

@@ -301,6 +301,19 @@ async fn a_refused_row_stops_the_removal_of_its_own_copy_only() {
     stop(engine).await;
 }
 
+/// Documents that were there before the first copy are said, and removed by the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_with_documents_of_an_earlier_life() {
+    let rig = Rig::new().await;
+    plant(&rig, "books", &[("left over", 1), ("3", 1)]).await;
+    let engine = rig_with_books(&rig, 5, 1_000).await;
+    assert!(noticed(&engine, "index books has 2 documents already"), "{:?}", engine.status().notices);
+    again(&engine, "books").await;
+    done(&engine).await;
+    rig.equal("books").await;
+    stop(engine).await;
+}
+
 /// The ledger's connection holds the lock that keeps a second process out, and no change of the stream needs it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ledger_lost_while_streaming_comes_back() {

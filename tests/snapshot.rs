@@ -256,6 +256,37 @@ async fn a_table_rewritten_behind_the_snapshot_is_seen() {
     stop(engine).await;
 }
 
+/// Between the snapshot and the lock lie changes of both forms, and rows of neither.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_altered_behind_the_snapshot_is_seen() {
+    for sql in [
+        "INSERT INTO parts VALUES (5, 'old form'); ALTER TABLE parts ADD c int DEFAULT 7",
+        "CREATE TABLE more (LIKE parts INCLUDING ALL); INSERT INTO more VALUES (150, 'attached');
+         ALTER TABLE parts ATTACH PARTITION more FOR VALUES FROM (100) TO (200)",
+        "INSERT INTO parts VALUES (6, 'goes'); ALTER TABLE parts DETACH PARTITION first",
+    ] {
+        let rig = Rig::new().await;
+        rig.sql(
+            "CREATE TABLE parts (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+             CREATE TABLE first PARTITION OF parts FOR VALUES FROM (0) TO (100);
+             CREATE TABLE rest PARTITION OF parts DEFAULT;
+             INSERT INTO parts VALUES (1, 'one'), (300, 'three hundred')",
+        )
+        .await;
+        let (config, proxy) = rig.config_by_proxy(&["parts"]).await;
+        proxy.hold(KEEPER);
+        let engine = rig.start(config);
+        proxy.until_held().await;
+        for statement in sql.split("; ") {
+            rig.sql(statement).await;
+        }
+        proxy.release();
+        live(&engine).await;
+        rig.equal("parts").await;
+        stop(engine).await;
+    }
+}
+
 /// A snapshot sees no row of a table that was rewritten after it, so no table is before it is copied.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_waits_for_its_copy_cannot_be_rewritten() {

@@ -155,8 +155,7 @@ fn obey(shared: &Shared, command: &Command) -> Answer {
         }
         Command::CancelResnapshot(id) => {
             let number = table(id)?;
-            if shared.resnapshots.take_wish(number) {
-                shared.counters.tables[number].end_resnapshot();
+            if shared.resnapshots.cancel(number) {
                 return Ok(());
             }
             shared.cancel_resnapshot(number).then_some(()).ok_or_else(|| format!("{id} is not being copied again"))
@@ -526,10 +525,25 @@ async fn current_position(client: &tokio_postgres::Client) -> Result<Lsn, Proble
     Ok(row.get::<_, String>(0).parse().unwrap_or_default())
 }
 
+/// A resnapshot is given up by the operator. The documents are valid as they are.
+async fn given_up(shared: &Shared, ledger: &Ledger, mapping: &TableMapping) {
+    if let Err(problem) = ledger.withdraw(&mapping.table).await {
+        tracing::warn!("{problem}");
+    }
+    shared.counters.notice(
+        Level::Info,
+        format!("{}: resnapshot given up by the operator; what it was to mend is as it was", mapping.table),
+    );
+}
+
 /// Copies tables again as they are asked for, one at a time. Ends never; dropped when the stream ends.
 async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> std::convert::Infallible {
     let mut attempts = 0;
     loop {
+        for mapping in shared.mappings.iter().filter(|mapping| shared.resnapshots.cancelled(mapping.number)) {
+            given_up(shared, ledger, mapping).await;
+            resnapshot_ended(shared, mapping.number);
+        }
         let next = shared.mappings.iter().find(|mapping| shared.resnapshots.take_wish(mapping.number));
         let Some(mapping) = next else {
             shared.resnapshots.wished().await;
@@ -550,11 +564,7 @@ async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> std::convert
                 continue;
             }
             Err(_) if stop.is_cancelled() => {
-                // The operator's word. The documents are valid as they are.
-                if let Err(problem) = ledger.withdraw(&mapping.table).await {
-                    tracing::warn!("{problem}");
-                }
-                shared.counters.notice(Level::Info, format!("{}: resnapshot given up by the operator", mapping.table));
+                given_up(shared, ledger, mapping).await;
             }
             Err(problem) if problem.transient && attempts < AGAIN => {
                 attempts += 1;
@@ -570,7 +580,10 @@ async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> std::convert
                 attempts = 0;
                 shared.counters.notice(
                     Level::Error,
-                    format!("{}: resnapshot failed: {}. {}", mapping.table, problem.message, problem.hint),
+                    format!(
+                        "{}: resnapshot failed: {}. {} The next start tries it again",
+                        mapping.table, problem.message, problem.hint
+                    ),
                 );
                 resnapshot_ended(shared, number);
                 counters.set_problem(Some(problem));

@@ -119,6 +119,10 @@ impl<'a> Schema<'a> {
         self.trouble(number, lacking);
         self.refusals(number, &now.definition);
         if lacks {
+            if now.definition.leaves.iter().any(|leaf| leaf.unlogged) {
+                // Logged again it would look as before.
+                return self.ledger.define(&id, &now).await;
+            }
             return Ok(());
         }
         let Some(then) = then else {

@@ -23,8 +23,8 @@ pub struct TableInfo {
     pub kind: char,
     /// `pg_class.relreplident`: `d`efault, `f`ull, `i`ndex, `n`othing.
     pub replica_identity: char,
-    /// The columns that are published and copied, in order; generated ones are not among them, as PostgreSQL does
-    /// not publish them. Types are resolved by [`resolve_types`].
+    /// The columns that are published and copied, in order; generated ones are among them only where PostgreSQL publishes
+    /// them. Types are resolved by [`resolve_types`].
     pub columns: Vec<Column>,
     /// The tables that hold the rows: the table itself, or the leaves of a partitioned one.
     pub leaves: Vec<Leaf>,
@@ -87,13 +87,13 @@ pub async fn table(client: &Client, wanted: &Wanted) -> Result<Option<TableInfo>
     };
     let (oid, kind, identity): (u32, String, String) = (class.get(0), class.get(1), class.get(2));
     let identity = identity.chars().next().unwrap_or('d');
-    let mut columns = columns(client, oid, identity).await?;
+    let mut columns = columns(client, oid, identity, &wanted.columns).await?;
     if !wanted.columns.is_empty() {
         if let Some(missing) = wanted.columns.iter().find(|name| !columns.iter().any(|column| column.name == **name)) {
             return Err(Problem::new(
                 ProblemKind::Setup,
                 format!("table {} has no column {missing:?} that is published", wanted.id),
-                "Correct `columns` of that table in the configuration. Generated columns are not published.",
+                "Correct `columns` of that table in the configuration.",
             ));
         }
         columns.retain(|column| wanted.columns.contains(&column.name));
@@ -139,17 +139,24 @@ pub async fn key(client: &Client, oid: u32, replica_identity: char) -> Result<Ve
     Ok(rows.iter().map(|row| KeyColumn { number: row.get(0), name: row.get(1) }).collect())
 }
 
-/// The columns of a table, their types resolved, those of its [`key`] marked.
+/// The columns of a table, their types resolved, those of its [`key`] marked. Of the generated ones only those that are
+/// `named`.
 ///
 /// # Errors
 /// The queries fail.
-pub async fn columns(client: &Client, oid: u32, replica_identity: char) -> Result<Vec<Column>, Problem> {
+pub async fn columns(
+    client: &Client,
+    oid: u32,
+    replica_identity: char,
+    named: &[String],
+) -> Result<Vec<Column>, Problem> {
     let rows = client
         .query(
             "SELECT a.attname::text, a.atttypid, a.attnum FROM pg_catalog.pg_attribute a
-             WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+             WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
+               AND (a.attgenerated = '' OR a.attname = ANY ($2))
              ORDER BY a.attnum",
-            &[&oid],
+            &[&oid, &named],
         )
         .await?;
     let key = key(client, oid, replica_identity).await?;
@@ -330,10 +337,10 @@ pub async fn today(client: &Client, oid: u32, xid: u32, announced: &[&str]) -> R
     let rows = client
         .query(
             "SELECT a.attnum, a.attname::text, a.attisdropped FROM pg_catalog.pg_attribute a
-             WHERE a.attrelid = $1 AND a.attnum > 0 AND a.attgenerated = ''
+             WHERE a.attrelid = $1 AND a.attnum > 0 AND (a.attgenerated = '' OR a.attname = ANY ($3))
                AND (NOT a.attisdropped OR pg_catalog.age(a.xmin) <= pg_catalog.age($2::text::pg_catalog.xid))
              ORDER BY a.attnum",
-            &[&oid, &xid.to_string()],
+            &[&oid, &xid.to_string(), &announced],
         )
         .await?;
     let present: Vec<Option<KeyColumn>> = rows

@@ -7,7 +7,7 @@ use super::publication;
 use super::slot::SlotInfo;
 use crate::config::{Config, Mode, Strategy};
 use crate::problem::{Problem, ProblemKind};
-use crate::table::TableId;
+use crate::table::{Column, TableId};
 
 /// The server, as far as it matters here.
 #[derive(Clone, Debug)]
@@ -418,15 +418,21 @@ async fn published(
                 format!("ALTER PUBLICATION {} ADD TABLE {};", crate::table::quote_identifier(name), id.quoted()),
             ));
         };
-        if !entry.columns.is_empty() {
-            let key = ready.info.key().len();
-            ready.info.columns.retain(|column| entry.columns.contains(&column.name));
-            if ready.info.key().len() != key {
-                return Err(setup(
-                    format!("publication {name} leaves out a column of the key of {id}"),
-                    "Publish the key as well: the documents are named by it, and PostgreSQL refuses UPDATE and DELETE without.",
-                ));
-            }
+        // Before 18 generated columns may be listed there, and are not published.
+        let generated = if server.version >= 180_000 { entry.columns.as_slice() } else { &[] };
+        let mut columns = catalog::columns(client, ready.info.oid, ready.info.replica_identity, generated).await?;
+        columns.retain(|column| entry.columns.is_empty() || entry.columns.contains(&column.name));
+        let listed = self::entry(config, id).map(|table| table.columns.as_slice()).unwrap_or_default();
+        if !listed.is_empty() {
+            same_columns(name, id, listed, &columns)?;
+        }
+        let key = ready.info.key().len();
+        ready.info.columns = columns;
+        if ready.info.key().len() != key {
+            return Err(setup(
+                format!("publication {name} leaves out a column of the key of {id}"),
+                "Publish the key as well: the documents are named by it, and PostgreSQL refuses UPDATE and DELETE without.",
+            ));
         }
         if let Some(filter) = &entry.row_filter {
             ready.row_filter = Some(filter.clone());
@@ -475,6 +481,29 @@ pub async fn unpublished<'a>(
         }
     }
     Ok(missing)
+}
+
+/// The copy would hold what `listed` names, and the stream what is published.
+fn same_columns(publication: &str, id: &TableId, listed: &[String], published: &[Column]) -> Result<(), Problem> {
+    let published: Vec<&str> = published.iter().map(|column| column.name.as_str()).collect();
+    if listed.len() == published.len() && listed.iter().all(|column| published.contains(&column.as_str())) {
+        return Ok(());
+    }
+    let what = published.join(", ");
+    let columns: Vec<String> = listed.iter().map(|column| crate::table::quote_identifier(column)).collect();
+    Err(setup(
+        format!(
+            "publication {publication} publishes other columns of {id} ({what}) than `columns` has ({})",
+            listed.join(", ")
+        ),
+        format!(
+            "Make them the same: `columns` in the configuration, or in PostgreSQL 15 and newer the publication's, with ALTER \
+             PUBLICATION {} SET TABLE {} ({}); and its other tables, as SET replaces them all.",
+            crate::table::quote_identifier(publication),
+            id.quoted(),
+            columns.join(", ")
+        ),
+    ))
 }
 
 /// Names that Elasticsearch keeps for itself, or cannot take: said at once rather than once per document.

@@ -32,6 +32,17 @@ pub struct SlotInfo {
     pub spilled_bytes: Option<u64>,
 }
 
+/// Moves a slot that nobody uses on to `position`, if it is not that far yet: changes before it will not be streamed.
+///
+/// # Errors
+/// The query fails: somebody streams from it.
+pub async fn advance(client: &Client, name: &str, position: Lsn) -> Result<(), Problem> {
+    let sql = "SELECT pg_catalog.pg_replication_slot_advance(slot_name, $2::text::pg_lsn)
+               FROM pg_catalog.pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn < $2::text::pg_lsn";
+    client.execute(sql, &[&name, &position.to_string()]).await?;
+    Ok(())
+}
+
 /// Looks a slot up; `None` when there is none of that name.
 ///
 /// # Errors

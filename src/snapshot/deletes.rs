@@ -95,6 +95,7 @@ pub struct Resnapshots {
 struct Slot {
     running: AtomicBool,
     wanted: AtomicBool,
+    cancelled: AtomicBool,
     set: Mutex<Option<Arc<DeleteSet>>>,
 }
 
@@ -170,7 +171,24 @@ impl Resnapshots {
         self.tables.get(table).is_some_and(|slot| slot.wanted.load(Ordering::SeqCst))
     }
 
-    /// Takes the wish of one table back; true if there was one.
+    /// Gives up the wish of a table that waits; true if there was one. [`cancelled`](Self::cancelled) has it then.
+    pub fn cancel(&self, table: usize) -> bool {
+        let waited = self.take_wish(table);
+        if waited && let Some(slot) = self.tables.get(table) {
+            slot.cancelled.store(true, Ordering::SeqCst);
+            self.changed.notify_one();
+        }
+        waited
+    }
+
+    /// The wish of a table was given up since this was asked last, and there is no other.
+    pub fn cancelled(&self, table: usize) -> bool {
+        self.tables
+            .get(table)
+            .is_some_and(|slot| slot.cancelled.swap(false, Ordering::SeqCst) && !slot.wanted.load(Ordering::SeqCst))
+    }
+
+    /// Takes the wish of one table; true if there was one.
     pub fn take_wish(&self, table: usize) -> bool {
         self.tables.get(table).is_some_and(|slot| slot.wanted.swap(false, Ordering::SeqCst))
     }

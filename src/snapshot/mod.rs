@@ -33,6 +33,7 @@ use crate::gate::Gate;
 use crate::lsn::Lsn;
 use crate::mapping::{Shape, TableMapping, unwritable};
 use crate::postgres::catalog::Leaf;
+use crate::postgres::connect::connect;
 use crate::postgres::definition::{Definition, Seen};
 use crate::postgres::preflight::Ready;
 use crate::postgres::slot::SlotInfo;
@@ -309,6 +310,9 @@ pub async fn initial(
                 () = tokio::time::sleep(Duration::from_millis(100)) => {}
             }
         }
+        if !sweep {
+            strangers(context, wanted).await?;
+        }
         let mut plans = Vec::with_capacity(tables.len());
         for table in &tables {
             plans.push((table.mapping.table.clone(), context.plan(table).await?));
@@ -343,6 +347,12 @@ pub async fn initial(
             "Start again; the tables are copied again.",
         ));
     };
+    if job.sweep && streams && context.handler.is_none() && wanted.len() == context.counters.tables.len() {
+        // What lies before the snapshot is in it. Of rows that went without a change of their own the stream would bring
+        // older changes behind the sweep.
+        let client = connect(&config.cdc, "control").await?;
+        crate::postgres::slot::advance(&client, slot_name, job.lsn).await?;
+    }
     for table in tables {
         let planned = chunks.iter().find(|chunk| chunk.table == table.mapping.table).map_or(job.lsn, |chunk| chunk.lsn);
         // Planned anew, a table may have documents of rows that it no longer had by then.
@@ -374,6 +384,24 @@ pub async fn initial(
         );
     }
     Ok(Ended::Copied)
+}
+
+/// Says that indices have documents before the first copy: nothing tells which of them are of no row.
+async fn strangers(context: &Context, wanted: &[Arc<TableMapping>]) -> Result<(), Problem> {
+    if context.handler.is_some() {
+        return Ok(());
+    }
+    for mapping in wanted {
+        let found = context.sink.client().count(&mapping.index).await?.unwrap_or(0);
+        if found > 0 {
+            let text = format!(
+                "{}: index {} has {found} documents already; those that no row replaces stay until the table is copied again",
+                mapping.table, mapping.index
+            );
+            context.counters.notice(Level::Warn, text);
+        }
+    }
+    Ok(())
 }
 
 /// The name of a slot that lives for a moment; slot names are shared by all databases of a server.
@@ -582,7 +610,6 @@ async fn again_recorded(
     let version = keeper.lsn.0.saturating_sub(1);
     let ranges = context.plan(table).await?;
     ledger.replan(&table.mapping.table, keeper.lsn, &ranges).await?;
-    ledger.define(&mapping.table, &table.seen).await?;
     let chunks = ledger.chunks().await?;
     show(context, &tables, &chunks);
     let copied = context.copy(ledger, &keeper, &tables, Some(Arc::clone(deletes)), stop).await;
@@ -602,6 +629,7 @@ async fn again_recorded(
     stream_passes(context, keeper_lsn, stop).await?;
     sweep(context, &table.mapping, version, copied.rejected, stop).await?;
     remember_index(context, ledger, mapping).await?;
+    ledger.define(&mapping.table, &table.seen).await?;
     ledger.granted(&mapping.table, wish).await?;
     settle_total(context, table);
     let rows = context.counters.tables[table.mapping.number].rows_done.load(Relaxed);
