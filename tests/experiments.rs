@@ -13,7 +13,7 @@ use std::time::Duration;
 use pgtide::change::Field;
 use pgtide::lsn::Lsn;
 use pgtide::postgres::pgoutput::{Message, decode};
-use pgtide::postgres::replication::{Frame, Reader, Session};
+use pgtide::postgres::replication::{Frame, Reader, Session, SlotKind};
 use support::pipeline::{LIMIT, Rig, live, stop};
 use support::{own_server, wait_until};
 use tokio_postgres::Client;
@@ -99,7 +99,7 @@ async fn a_snapshot_has_what_was_committed_below_its_point() {
     let mut seen: Vec<(Lsn, BTreeSet<i64>)> = Vec::new();
     for number in 0..10 {
         let mut session = Session::connect(&cdc, "slot").await.unwrap();
-        let made = session.create_slot(&format!("{}_{number}", rig.name), true).await.unwrap();
+        let made = session.create_slot(&format!("{}_{number}", rig.name), SlotKind::Temporary).await.unwrap();
         let reader = rig.connect().await;
         let import =
             format!("BEGIN ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '{}'", made.snapshot_name);
@@ -141,7 +141,7 @@ async fn an_exported_snapshot_dies_and_its_import_does_not() {
     let rig = Rig::new().await;
     rig.sql("CREATE TABLE z (id int PRIMARY KEY); INSERT INTO z SELECT generate_series(1, 500)").await;
     let mut session = Session::connect(&rig.config(&[]).cdc, "slot").await.unwrap();
-    let made = session.create_slot(&format!("{}_look", rig.name), true).await.unwrap();
+    let made = session.create_slot(&format!("{}_look", rig.name), SlotKind::Temporary).await.unwrap();
     let import =
         |name: &str| format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{name}'");
     let keeper = rig.connect().await;

@@ -12,7 +12,7 @@ use pgtide::demo::Server;
 use pgtide::lsn::Lsn;
 use pgtide::postgres::connect::connect;
 use pgtide::postgres::pgoutput::{Message, decode};
-use pgtide::postgres::replication::{Frame, Reader, Session};
+use pgtide::postgres::replication::{Frame, Reader, Session, SlotKind};
 use pgtide::problem::ProblemKind;
 use tokio_postgres::Client;
 
@@ -83,16 +83,16 @@ async fn sessions_answer_and_survive_errors() {
 
     let identity = session.identify_system().await.unwrap();
     assert_eq!((identity.timeline, identity.database.as_deref()), (1, Some("postgres")));
-    let slot = session.create_slot("Odd_but_not", false).await.unwrap_err();
+    let slot = session.create_slot("Odd_but_not", SlotKind::Permanent).await.unwrap_err();
     assert_eq!(slot.sqlstate(), Some("42602"), "{slot}");
-    let slot = session.create_slot("s", true).await.unwrap();
+    let slot = session.create_slot("s", SlotKind::Temporary).await.unwrap();
     assert!(slot.consistent_point >= identity.wal_position);
     client.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
     let import = format!("BEGIN ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '{}'", slot.snapshot_name);
     client.batch_execute(&import).await.unwrap();
     let seen: i64 = client.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0);
     assert_eq!(seen, 1, "the snapshot holds what was committed later");
-    let again = Session::connect(&cdc, "slot").await.unwrap().create_slot("s", true).await.unwrap_err();
+    let again = Session::connect(&cdc, "slot").await.unwrap().create_slot("s", SlotKind::Temporary).await.unwrap_err();
     assert_eq!(again.sqlstate(), Some("42710"), "{again}");
 
     // A command that is given up half-way must not lend its rows to the next one.
@@ -115,7 +115,7 @@ async fn the_stream_is_read_and_confirmed() {
     for (number, cdc) in [(1, &cdc), (2, &socket)] {
         let slot = format!("s{number}");
         let mut session = Session::connect(cdc, "stream").await.unwrap();
-        session.create_slot(&slot, false).await.unwrap();
+        session.create_slot(&slot, SlotKind::Permanent).await.unwrap();
         let (mut reader, feedback) = session.start(&slot, Lsn::ZERO, "P\"x'y").await.unwrap();
         let busy = Session::connect(cdc, "stream").await.unwrap().start(&slot, Lsn::ZERO, "p").await.err().unwrap();
         assert_eq!((busy.sqlstate(), busy.problem().transient), (Some("55006"), true), "{busy}");
@@ -178,7 +178,7 @@ async fn a_connection_that_nobody_reads_lives() {
         .await
         .unwrap();
     let mut session = Session::connect(&cdc, "stream").await.unwrap();
-    session.create_slot("s", false).await.unwrap();
+    session.create_slot("s", SlotKind::Permanent).await.unwrap();
     let (mut reader, feedback) = session.start("s", Lsn::ZERO, "p").await.unwrap();
     client.batch_execute("INSERT INTO t SELECT i, repeat('y', 1000) FROM generate_series(1, 50000) i").await.unwrap();
     // It is the passing of time that is tested.
@@ -209,7 +209,7 @@ async fn the_end_of_the_server_and_its_errors_are_told() {
     let (_server, cdc, client) = server(&[]).await;
     client.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
     let mut session = Session::connect(&cdc, "stream").await.unwrap();
-    session.create_slot("s", true).await.unwrap();
+    session.create_slot("s", SlotKind::Temporary).await.unwrap();
     let process = session.process_id();
     // A publication that is not there is noticed with the first change.
     let (mut reader, feedback) = session.start("s", Lsn::ZERO, "missing").await.unwrap();
@@ -221,7 +221,7 @@ async fn the_end_of_the_server_and_its_errors_are_told() {
     client.batch_execute("CREATE PUBLICATION p FOR TABLE t").await.unwrap();
     let mut session = Session::connect(&cdc, "stream").await.unwrap();
     assert_ne!(session.process_id(), process);
-    session.create_slot("t", true).await.unwrap();
+    session.create_slot("t", SlotKind::Temporary).await.unwrap();
     let process = session.process_id();
     let (mut reader, feedback) = session.start("t", Lsn::ZERO, "p").await.unwrap();
     client.query("SELECT pg_terminate_backend($1)", &[&process]).await.unwrap();
@@ -254,7 +254,7 @@ async fn single_commits_are_seen_at_once() {
     let (_server, cdc, client) = server(&[]).await;
     client.batch_execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t").await.unwrap();
     let mut session = Session::connect(&cdc, "stream").await.unwrap();
-    session.create_slot("s", true).await.unwrap();
+    session.create_slot("s", SlotKind::Temporary).await.unwrap();
     let (mut reader, _feedback) = session.start("s", Lsn::ZERO, "p").await.unwrap();
     let mut quickest = Duration::MAX;
     for id in 0..50 {
@@ -322,8 +322,8 @@ async fn lost_wal_is_a_gap() {
     let (_server, cdc, client) = server(&[("max_slot_wal_keep_size", "1MB")]).await;
     client.batch_execute("CREATE TABLE t (id int); CREATE PUBLICATION p FOR TABLE t").await.unwrap();
     let mut session = Session::connect(&cdc, "slot").await.unwrap();
-    session.create_slot("invalidated", false).await.unwrap();
-    session.create_slot("removed", false).await.unwrap();
+    session.create_slot("invalidated", SlotKind::Permanent).await.unwrap();
+    session.create_slot("removed", SlotKind::Permanent).await.unwrap();
     let start =
         async |slot: &'static str| Session::connect(&cdc, "stream").await.unwrap().start(slot, Lsn::ZERO, "p").await;
 

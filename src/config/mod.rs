@@ -227,6 +227,10 @@ pub struct Slot {
     pub activity_checker_interval: Duration,
     /// `protoVersion`: 1 or 2 are accepted; pgtide always streams by version 1 (memory stays bounded).
     pub proto_version: u8,
+    /// `failover` (ours): the slot is kept on standbys as well, PostgreSQL 17.
+    pub failover: bool,
+    /// `acceptTimeline` (ours): go on after a promotion to this timeline, of which the operator knows that it lost nothing.
+    pub accept_timeline: Option<u32>,
 }
 
 /// `snapshot.mode`.
@@ -352,6 +356,8 @@ impl Default for Slot {
             create_if_not_exists: false,
             activity_checker_interval: Duration::from_secs(1),
             proto_version: 2,
+            failover: false,
+            accept_timeline: None,
         }
     }
 }

@@ -319,6 +319,11 @@ fn slot(section: &Section<'_>, slot: &mut Slot) {
             section.context.warn(&field.path, reason);
         }
     }
+    set(&mut slot.failover, section.get("failover").and_then(|field| field.switch()));
+    if let Some(field) = section.get("acceptTimeline") {
+        let timeline = field.number("a timeline", 2..=u64::from(u32::MAX));
+        slot.accept_timeline = timeline.and_then(|timeline| u32::try_from(timeline).ok());
+    }
 }
 
 fn snapshot(section: &Section<'_>, snapshot: &mut Snapshot) {

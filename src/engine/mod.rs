@@ -20,6 +20,7 @@ mod monitor;
 mod pipeline;
 mod schema;
 mod shared;
+mod source;
 mod standby;
 
 use std::path::PathBuf;

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::shared::Shared;
+use super::source;
 use crate::config::Heartbeat;
 use crate::lsn::Lsn;
 use crate::postgres::connect::connect;
@@ -177,8 +179,14 @@ fn float(count: u64) -> f64 {
     count as f64
 }
 
-/// Looks at the slot every `slotActivityCheckerInterval`; connects again when the connection breaks.
-pub(super) async fn watch_slot(shared: Arc<Shared>, server: Server, stop: CancellationToken) {
+/// Looks at the slot every `slotActivityCheckerInterval`; connects again when the connection breaks. Tells `lost` when
+/// the slot cannot be streamed on from: in a pause, or while the first copy runs, nothing else would.
+pub(super) async fn watch_slot(
+    shared: Arc<Shared>,
+    server: Server,
+    lost: mpsc::Sender<Problem>,
+    stop: CancellationToken,
+) {
     let config = Arc::clone(&shared.options.config);
     if config.mode() == crate::config::Mode::SnapshotOnly {
         return;
@@ -188,6 +196,7 @@ pub(super) async fn watch_slot(shared: Arc<Shared>, server: Server, stop: Cancel
     let mut warned = false;
     let mut active = false;
     let mut silent = false;
+    let mut seen_before = false;
     while !stop.is_cancelled() {
         let seen = async {
             if client.is_none() {
@@ -231,6 +240,12 @@ pub(super) async fn watch_slot(shared: Arc<Shared>, server: Server, stop: Cancel
                 }
                 warned = endangered;
                 active = info.as_ref().is_some_and(|info| info.active);
+                shared.counters.awaited.store(info.as_ref().is_some_and(|info| info.awaited), Relaxed);
+                if let Some(problem) = source::lost(&shared, info.as_ref(), seen_before) {
+                    // Told once is enough: it stays so.
+                    let _ = lost.try_send(problem);
+                }
+                seen_before |= info.is_some();
                 *lock(&shared.slot) = info;
             }
             Err(problem) => {

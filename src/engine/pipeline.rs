@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::control::{Answer, Command, Commands};
 use super::monitor;
 use super::schema::Schema;
 use super::shared::{Liveness, Shared};
+use super::source::{self, copy_again};
 use super::standby::{Over, stand_by};
 use crate::config::{Config, Mode};
 use crate::lsn::Lsn;
@@ -223,13 +225,19 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         // What stands in the way is shown until it is seen to be gone.
         shared.set_phase(Phase::Connecting, None);
     }
+    shared.counters.acknowledged_lsn.store(0, Relaxed);
     let info = shared.sink.client().info().await?;
     shared.set_sink(info);
     let Some(Lead { ledger, client, server, mut slot }) = lead(shared, stop).await? else { return Ok(()) };
     let slot_name = cdc.slot.name.as_str();
     let names: Vec<TableId> = shared.mappings.iter().map(|mapping| mapping.table.clone()).collect();
+    source::unchanged(shared, &server, slot.as_ref(), &ledger).await?;
     if slot.is_some() {
         publication_stayed(shared, &client, &ledger, &server).await?;
+    }
+    if cdc.slot.failover && slot.as_ref().is_some_and(|slot| !slot.failover) {
+        Session::connect(cdc, "slot").await?.keep_on_standbys(slot_name).await?;
+        shared.counters.notice(Level::Info, format!("slot {slot_name} is a failover slot from now on"));
     }
     let known = ledger.tables().await?;
     for table in preflight::unpublished(&client, config, &server, &names).await? {
@@ -243,26 +251,43 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         shared.counters.notice(Level::Info, format!("{}: added to publication {name}", table.id));
     }
     preflight::tables(&client, config, &server, &names, shared.options.handler.is_none()).await?;
-    let context = shared.snapshot_context(stop);
+    // Ended by us, what is under way brings home what it has sent.
+    let ending = stop.child_token();
+    shared.work_with(&server);
     shared.set_ready(true);
     for warning in preflight::warnings(&client, config, &server, &names).await? {
         shared.counters.notice(Level::Warn, warning);
     }
     let monitors = CancellationToken::new();
     let _end_monitors = monitors.clone().drop_guard();
-    tokio::spawn(monitor::watch_slot(Arc::clone(shared), server.clone(), monitors.clone()));
+    let (lost, mut slot_lost) = mpsc::channel(1);
+    tokio::spawn(monitor::watch_slot(Arc::clone(shared), server.clone(), lost, monitors.clone()));
     if let Some(heartbeat) = &cdc.heartbeat {
         tokio::spawn(monitor::heartbeat(Arc::clone(shared), heartbeat.clone(), monitors.clone()));
     }
 
-    if mode != Mode::Never && to_copy(shared, &ledger, slot.is_some(), &server).await? {
+    if mode != Mode::Never && to_copy(shared, &ledger).await? {
         shared.set_phase(Phase::Snapshot, None);
         let copied = copied_tables(config, &shared.mappings);
         let began = Instant::now();
         shared.copy_begins();
+        let context = shared.snapshot_context(&ending);
         let outcome = loop {
-            match snapshot::initial(&context, &ledger, &copied, slot.as_ref(), &server.system_id).await {
-                Ok(snapshot::Ended::Released) => slot = find_slot(&client, config).await?,
+            let outcome = {
+                let copying = snapshot::initial(&context, &ledger, &copied, slot.as_ref(), &server);
+                tokio::pin!(copying);
+                tokio::select! {
+                    outcome = &mut copying => outcome,
+                    Some(problem) = slot_lost.recv() => {
+                        ending.cancel();
+                        // Whatever it ends of is a consequence.
+                        let _ = copying.await;
+                        Err(problem)
+                    }
+                }
+            };
+            match outcome {
+                Ok(snapshot::Ended::Released) => slot = find_slot(shared, &client).await?,
                 outcome => break outcome,
             }
         };
@@ -278,16 +303,8 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         return Ok(());
     }
     if mode == Mode::Never && slot.is_none() {
-        if has_streamed(shared) {
-            return Err(Problem::new(
-                ProblemKind::Gap,
-                format!("slot {slot_name} is gone: changes since then are lost"),
-                "Start again to stream from now on under a new slot; to copy the tables as well, set `cdc.snapshot.mode: \
-                 initial` and `cdc.snapshot.resnapshot: true`.",
-            ));
-        }
         let mut session = Session::connect(cdc, "slot").await?;
-        let created = session.create_slot(slot_name, false).await?;
+        let created = session.create_slot(slot_name, cdc.slot.kind()).await?;
         shared.counters.notice(Level::Info, format!("slot {slot_name} created at {}", created.consistent_point));
     }
     shared.resnapshots.keep_in(&ledger);
@@ -306,11 +323,12 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
     shared.resnapshot_runs(None);
     schema.at_start().await?;
     let target = current_position(&client).await?;
+    // Whoever streamed before, documents hold nothing that was committed later.
+    shared.counters.applied_lsn.fetch_max(target.0, Relaxed);
     shared.catch_up_to(target);
     shared.set_phase(Phase::CatchUp, None);
 
-    // Ended by us, the stream brings home what it has sent.
-    let ending = stop.child_token();
+    shared.stream_on(Some(server.timeline));
     let streaming = stream::run(stream::Options {
         config: Arc::clone(config),
         tables: shared.mappings.clone(),
@@ -318,6 +336,13 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         counters: Arc::clone(&shared.counters),
         handler: shared.options.handler.clone(),
         resnapshots: Arc::clone(&shared.resnapshots),
+        record: stream::Record {
+            ledger: Arc::clone(&ledger),
+            system_id: server.system_id.clone(),
+            timeline: server.timeline,
+            segment: server.wal_segment,
+        },
+        copy_again: copy_again(shared),
         gate: shared.gate.clone(),
         stop: ending.clone(),
     });
@@ -334,6 +359,12 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         problem = watching => {
             ending.cancel();
             streaming.await.and(Err(problem))
+        }
+        Some(problem) = slot_lost.recv() => {
+            ending.cancel();
+            // Whatever it ends of is a consequence.
+            let _ = streaming.await;
+            Err(problem)
         }
         never = copying => match never {},
     }
@@ -358,7 +389,7 @@ async fn lead(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<Option<L
         let client = connect(cdc, "control").await?;
         let server = preflight::server(&client).await?;
         shared.set_server(&server);
-        let mut slot = find_slot(&client, config).await?;
+        let mut slot = find_slot(shared, &client).await?;
         server.check(config, slot.as_ref())?;
         if let Some(ledger) = ours {
             // The server has yet to see that the stream of the one before has ended.
@@ -368,7 +399,7 @@ async fn lead(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<Option<L
                     slot::end_stream(&client, name).await?;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                slot = find_slot(&client, config).await?;
+                slot = find_slot(shared, &client).await?;
             }
             return free(config, Lead { ledger, client, server, slot }).map(Some);
         }
@@ -380,7 +411,7 @@ async fn lead(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<Option<L
         shared.stands_by(true);
         let monitor = CancellationToken::new();
         let _end_monitor = monitor.clone().drop_guard();
-        tokio::spawn(monitor::watch_slot(Arc::clone(shared), server, monitor.clone()));
+        tokio::spawn(monitor::watch_slot(Arc::clone(shared), server, mpsc::channel(1).0, monitor.clone()));
         match stand_by(shared, &ledger, stop).await? {
             Over::Leads => ours = Some(ledger),
             Over::Completed => {
@@ -407,13 +438,14 @@ fn free(config: &Config, lead: Lead) -> Result<Lead, Problem> {
 }
 
 /// The slot, if there is one; none in mode `snapshot_only`, which has no use for it.
-async fn find_slot(client: &tokio_postgres::Client, config: &Config) -> Result<Option<SlotInfo>, Problem> {
+async fn find_slot(shared: &Shared, client: &tokio_postgres::Client) -> Result<Option<SlotInfo>, Problem> {
+    let config = &shared.options.config;
     if config.mode() == Mode::SnapshotOnly {
         return Ok(None);
     }
     let (name, found) = (&config.cdc.slot.name, slot::find(client, &config.cdc.slot.name).await?);
     if let Some(info) = &found {
-        slot::usable(name, info, &config.cdc.database)?;
+        slot::usable(name, info, &config.cdc.database).map_err(|problem| source::without_slot(shared, problem))?;
     }
     Ok(found)
 }
@@ -437,11 +469,7 @@ async fn publication_stayed(
             "publication {} is gone, but the tables were copied before: changes since then are lost",
             cdc.publication.name
         ),
-        format!(
-            "Drop the slot (SELECT pg_drop_replication_slot('{}')) and start with `cdc.snapshot.resnapshot: true` to copy the \
-             tables again.",
-            cdc.slot.name
-        ),
+        source::drop_and_copy_again(shared),
     ))
 }
 
@@ -451,7 +479,7 @@ fn has_streamed(shared: &Shared) -> bool {
 }
 
 /// Whether there is something to copy before the stream.
-async fn to_copy(shared: &Shared, ledger: &Ledger, slot: bool, server: &Server) -> Result<bool, Problem> {
+async fn to_copy(shared: &Shared, ledger: &Ledger) -> Result<bool, Problem> {
     let config = &shared.options.config;
     if config.cdc.snapshot.resnapshot && !shared.fresh_copy_was_done() {
         ledger.reopen_job().await?;
@@ -471,23 +499,6 @@ async fn to_copy(shared: &Shared, ledger: &Ledger, slot: bool, server: &Server) 
         }
         return Ok(!done);
     }
-    let name = &config.cdc.slot.name;
-    let hint = "Start once with `cdc.snapshot.resnapshot: true`: the tables are copied again, and documents whose rows are \
-                gone are removed.";
-    if !slot {
-        return Err(Problem::new(
-            ProblemKind::Gap,
-            format!("slot {name} is gone, but the tables were copied before: changes since then are lost"),
-            hint,
-        ));
-    }
-    if job.system_id.as_ref().is_some_and(|id| *id != server.system_id) {
-        return Err(Problem::new(
-            ProblemKind::Gap,
-            "this is another PostgreSQL server than the one the tables were copied from (its system identifier differs)",
-            hint,
-        ));
-    }
     for table in added() {
         ledger.want(table).await?;
         shared.counters.notice(Level::Info, format!("{table}: new in the configuration, so it is copied"));
@@ -505,7 +516,7 @@ async fn to_copy(shared: &Shared, ledger: &Ledger, slot: bool, server: &Server) 
             return Err(Problem::new(
                 ProblemKind::Gap,
                 format!("there is no index {}, but {} was copied into it before", mapping.index, mapping.table),
-                format!("Check `tableIndexMapping` and the cluster. If the index is lost: {hint}"),
+                format!("Check `tableIndexMapping` and the cluster. If the index is lost: {}", copy_again(shared)),
             ));
         }
     }

@@ -68,6 +68,10 @@ pub(super) struct Shared {
     pub(super) standby: Mutex<Option<Standby>>,
     pub(super) held: watch::Sender<Option<Instant>>,
     pub(super) live: watch::Sender<Liveness>,
+    /// The system identifier of the server that this process works with.
+    pub(super) worked_with: Mutex<Option<String>>,
+    /// The timeline that this process has streamed from: it knows how far documents are.
+    pub(super) streamed_on: Mutex<Option<u32>>,
     catch_up: AtomicU64,
     ready: AtomicBool,
     ever_ready: AtomicBool,
@@ -99,6 +103,8 @@ impl Shared {
             standby: Mutex::default(),
             held: watch::Sender::new(None),
             live: watch::Sender::new(Liveness::NotYet),
+            worked_with: Mutex::new(None),
+            streamed_on: Mutex::new(None),
             catch_up: AtomicU64::new(u64::MAX),
             ready: AtomicBool::new(false),
             ever_ready: AtomicBool::new(false),
@@ -149,6 +155,26 @@ impl Shared {
 
     pub(super) fn set_server(&self, server: &Server) {
         *lock(&self.server) = Some(server.clone());
+    }
+
+    /// This is the server, whatever answers later.
+    pub(super) fn work_with(&self, server: &Server) {
+        lock(&self.worked_with).get_or_insert_with(|| server.system_id.clone());
+    }
+
+    /// This process streams from this timeline; none: somebody else does.
+    pub(super) fn stream_on(&self, timeline: Option<u32>) {
+        *lock(&self.streamed_on) = timeline;
+    }
+
+    /// The server goes on from `end` on another timeline: positions beyond it were of another history.
+    pub(super) fn follow(&self, end: Lsn) {
+        let counters = &self.counters;
+        for position in [&counters.received_lsn, &counters.confirmed_lsn] {
+            position.fetch_min(end.0, Relaxed);
+        }
+        counters.acknowledged_lsn.store(0, Relaxed);
+        *lock(&self.positions) = Positions::default();
     }
 
     pub(super) fn set_sink(&self, info: ServerInfo) {

@@ -40,6 +40,8 @@ pub(super) async fn stand_by(
     ledger: &Arc<Ledger>,
     stop: &CancellationToken,
 ) -> Result<Over, Problem> {
+    // Who leads meanwhile knows how far documents are.
+    shared.stream_on(None);
     let mut follower = Follower {
         shared,
         ledger,

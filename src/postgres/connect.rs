@@ -129,6 +129,11 @@ fn connect_error(cdc: &Cdc, error: tokio_postgres::Error) -> PostgresError {
         return error.into();
     }
     let reason = chain(&error);
+    // Half-way: what is between, such as a pool or a proxy, has no server for us at the moment.
+    if error.is_closed() {
+        let source = io::Error::new(io::ErrorKind::ConnectionAborted, "it closed the connection");
+        return PostgresError::Connect { address: address(cdc), source };
+    }
     // The crate tells its kinds apart by their texts only.
     if reason.starts_with("error performing TLS handshake") {
         PostgresError::Tls { address: address(cdc), reason }

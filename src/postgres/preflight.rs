@@ -18,6 +18,10 @@ pub struct Server {
     pub version_text: String,
     /// `pg_control_system().system_identifier`: tells one cluster from another.
     pub system_id: String,
+    /// Rises with every promotion of a standby.
+    pub timeline: u32,
+    /// `wal_segment_size` in bytes.
+    pub wal_segment: u64,
     wal_level: String,
     in_recovery: bool,
     free_slots: i64,
@@ -39,7 +43,11 @@ pub async fn server(client: &Client) -> Result<Server, Problem> {
                     current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_catalog.pg_replication_slots),
                     current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_catalog.pg_stat_replication),
                     (SELECT rolreplication OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user),
-                    (SELECT setting::int8 FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size')",
+                    (SELECT setting::int8 FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size'),
+                    CASE WHEN pg_catalog.pg_is_in_recovery()
+                         THEN (SELECT timeline_id::int8 FROM pg_catalog.pg_control_checkpoint())
+                         ELSE ('x' || left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8))::bit(32)::int8 END,
+                    pg_catalog.pg_size_bytes(current_setting('wal_segment_size'))",
             &[],
         )
         .await?;
@@ -47,6 +55,8 @@ pub async fn server(client: &Client) -> Result<Server, Problem> {
         version: u32::try_from(row.get::<_, i32>(0)).unwrap_or(0),
         version_text: row.get(1),
         system_id: row.get(2),
+        timeline: u32::try_from(row.get::<_, i64>(9)).unwrap_or(0),
+        wal_segment: u64::try_from(row.get::<_, i64>(10)).unwrap_or(16 << 20),
         wal_level: row.get(3),
         in_recovery: row.get(4),
         free_slots: row.get(5),
@@ -81,6 +91,12 @@ impl Server {
                 "pgtide needs PostgreSQL 14 or newer.",
             ));
         }
+        if self.in_recovery {
+            return Err(setup(
+                "this server is a standby, on which neither the ledger nor a publication can be written",
+                "Give the primary in `cdc.host`. A slot on a standby cannot be streamed from.",
+            ));
+        }
         if config.mode() == Mode::SnapshotOnly {
             return Ok(());
         }
@@ -91,9 +107,6 @@ impl Server {
                  such as rds.logical_replication.) Mode snapshot_only works without.",
             ));
         }
-        if self.in_recovery {
-            return Err(setup("this server is a standby", "Give the primary in `cdc.host`."));
-        }
         if !self.may_replicate {
             return Err(setup(
                 format!("user {} may not use replication", config.cdc.username),
@@ -101,6 +114,12 @@ impl Server {
                     "ALTER ROLE {} REPLICATION; (On a managed server: GRANT rds_replication, or the like.)",
                     crate::table::quote_identifier(&config.cdc.username)
                 ),
+            ));
+        }
+        if config.cdc.slot.failover && self.version < 170_000 {
+            return Err(setup(
+                format!("PostgreSQL {} has no failover slots", self.version_text),
+                "Leave `cdc.slot.failover` out; it needs PostgreSQL 17 or newer.",
             ));
         }
         if slot.is_none() && !config.cdc.slot.create_if_not_exists {
@@ -352,6 +371,16 @@ pub async fn warnings(
         let publication = publication::find(client, &config.cdc.publication.name, server.version).await?;
         let lacks = publication.and_then(|publication| publication::lacks(&config.cdc, &publication));
         warnings.extend(lacks.map(|problem| format!("{}. {}", problem.message, problem.hint)));
+    }
+    if config.cdc.slot.failover {
+        let waits = "SELECT coalesce(pg_catalog.current_setting('synchronized_standby_slots', TRUE), '') <> ''";
+        if !client.query_one(waits, &[]).await?.get::<_, bool>(0) {
+            warnings.push(
+                "synchronized_standby_slots is empty: documents may be ahead of every standby, and tables have to be copied \
+                 again after a failover that loses what they hold. Set it to the standbys' physical slots"
+                    .to_owned(),
+            );
+        }
     }
     for id in tables {
         let row = client

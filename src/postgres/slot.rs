@@ -18,6 +18,10 @@ pub struct SlotInfo {
     pub active_pid: Option<i32>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: String,
+    /// Everything before it is answered for, as whoever streams says; none where nobody does, or it is not shown to us.
+    pub applied_lsn: Option<Lsn>,
+    /// Commits wait for what is acknowledged (`synchronous_standby_names`).
+    pub awaited: bool,
     /// The oldest WAL that is kept for it.
     pub restart_lsn: Option<Lsn>,
     /// Everything before it was acknowledged.
@@ -30,6 +34,10 @@ pub struct SlotInfo {
     pub keep_limit: Option<u64>,
     /// Bytes that decoding for it spilled to disk.
     pub spilled_bytes: Option<u64>,
+    /// Why it cannot be used any more, since PostgreSQL 17: `wal_removed`, `idle_timeout`, ...
+    pub invalidated: Option<String>,
+    /// It is kept on standbys as well (PostgreSQL 17).
+    pub failover: bool,
 }
 
 /// Moves a slot that nobody uses on to `position`, if it is not that far yet: changes before it will not be streamed.
@@ -55,9 +63,11 @@ pub async fn find(client: &Client, name: &str) -> Result<Option<SlotInfo>, Probl
                     CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_receive_lsn()
                          ELSE pg_catalog.pg_current_wal_lsn() END::text,
                     (SELECT setting::int8 FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size'),
-                    t.spill_bytes
+                    t.spill_bytes, to_jsonb(s) ->> 'invalidation_reason', coalesce((to_jsonb(s) ->> 'failover')::bool, FALSE),
+                    r.replay_lsn::text, coalesce(r.sync_state <> 'async', FALSE)
              FROM pg_catalog.pg_replication_slots s
              LEFT JOIN pg_catalog.pg_stat_replication_slots t ON t.slot_name = s.slot_name::text
+             LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid
              WHERE s.slot_name = $1",
             &[&name],
         )
@@ -84,6 +94,10 @@ pub async fn find(client: &Client, name: &str) -> Result<Option<SlotInfo>, Probl
         current_lsn: lsn(9).unwrap_or_default(),
         keep_limit: u64::try_from(limit_mib).ok().map(|mib| mib << 20),
         spilled_bytes: row.get::<_, Option<i64>>(11).and_then(|bytes| u64::try_from(bytes).ok()),
+        invalidated: row.get(12),
+        failover: row.get(13),
+        applied_lsn: lsn(14),
+        awaited: row.get(15),
     }))
 }
 
@@ -107,7 +121,7 @@ pub fn usable(name: &str, info: &SlotInfo, database: &str) -> Result<(), Problem
         ));
     }
     if info.wal_status == "lost" {
-        return Err(lost(name));
+        return Err(lost(name, info));
     }
     Ok(())
 }
@@ -148,17 +162,24 @@ pub async fn end_stream(client: &Client, name: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-/// PostgreSQL has removed WAL that the slot needed.
+/// PostgreSQL has given the slot up.
 #[must_use]
-pub fn lost(name: &str) -> Problem {
+pub fn lost(name: &str, info: &SlotInfo) -> Problem {
+    let why = match info.invalidated.as_deref() {
+        Some("idle_timeout") => "nobody used it for longer than idle_replication_slot_timeout",
+        Some("rows_removed") => "rows of the catalog that it still needed were removed",
+        Some("wal_level_insufficient") => "wal_level was lowered",
+        _ => "PostgreSQL removed WAL that it still needed (max_slot_wal_keep_size)",
+    };
     Problem::new(
         ProblemKind::Gap,
-        format!("slot {name} is lost: PostgreSQL removed WAL that it still needed (max_slot_wal_keep_size)"),
-        format!(
-            "Changes since then cannot be streamed. Drop the slot (SELECT pg_drop_replication_slot('{name}')) and start \
-             with `cdc.snapshot.resnapshot: true` to copy the tables again."
-        ),
+        format!("slot {name} is lost: {why}. Changes since {} cannot be streamed", confirmed(info)),
+        format!("Drop the slot (SELECT pg_drop_replication_slot('{name}')) and copy the tables again."),
     )
+}
+
+fn confirmed(info: &SlotInfo) -> String {
+    info.confirmed_lsn.map_or_else(|| "its beginning".to_owned(), |confirmed| confirmed.to_string())
 }
 
 #[cfg(test)]
@@ -179,6 +200,10 @@ mod tests {
             current_lsn: Lsn(16),
             keep_limit: None,
             spilled_bytes: None,
+            invalidated: None,
+            failover: false,
+            applied_lsn: None,
+            awaited: false,
         };
         assert_eq!(usable("s", &good, "shop"), Ok(()));
         let refusal = |info: &SlotInfo| usable("s", info, "shop").expect_err("refused");

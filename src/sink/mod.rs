@@ -34,4 +34,4 @@ pub use error::SinkError;
 pub use lanes::{Lanes, Limits};
 pub use lease::{Lease, Moment};
 pub use stats::{SinkStats, TableRejection};
-pub use sweep::{FIND, Hit, Scan};
+pub use sweep::{FIND, Hit, Scan, Swept};

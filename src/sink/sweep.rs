@@ -90,6 +90,15 @@ pub struct Scan {
     ended: bool,
 }
 
+/// What a sweep did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Documents that it removed.
+    pub removed: u64,
+    /// The highest version that it saw.
+    pub newest: u64,
+}
+
 /// The server has forgotten the scan: it was restarted, or the page took too long.
 struct Forgotten;
 
@@ -131,7 +140,7 @@ impl Sink {
 
     /// Removes every document of `index` whose external version is below `below`, unless `keep` says otherwise of its
     /// id. The deletes are made at version `at`, so a document written at `at` or above meanwhile stays.
-    /// Returns how many documents were removed; 0 where there is no such index. Does again what failed until it works,
+    /// Nothing is removed where there is no such index. Does again what failed until it works,
     /// visible in [`Sink::stats`].
     ///
     /// # Errors
@@ -144,18 +153,18 @@ impl Sink {
         at: u64,
         keep: impl Fn(&str) -> bool,
         stop: &CancellationToken,
-    ) -> Result<u64, SinkError> {
+    ) -> Result<Swept, SinkError> {
         if !self.refresh(index, stop).await? {
-            return Ok(0);
+            return Ok(Swept::default());
         }
         let old = |hit: &Hit| hit.version < below || broken(Rule::SweepBound);
-        let mut removed = 0;
+        let mut swept = Swept::default();
         loop {
             let mut scan = self.scan(index, false);
             loop {
                 let hits = match scan.page(stop).await {
                     Ok(Ok(Some(hits))) => hits,
-                    Ok(Ok(None)) => return Ok(removed),
+                    Ok(Ok(None)) => return Ok(swept),
                     // From the beginning: what is removed already is not found again.
                     Ok(Err(Forgotten)) => break,
                     Err(error) => {
@@ -163,13 +172,14 @@ impl Sink {
                         return Err(error);
                     }
                 };
+                swept.newest = hits.iter().map(|hit| hit.version).fold(swept.newest, u64::max);
                 let mut body = self.body();
                 for hit in hits.iter().filter(|hit| old(hit) && !keep(&hit.id)) {
                     body.delete_routed(&hit.index, &hit.id, hit.routing.as_deref(), at);
                 }
                 if !body.is_empty() {
                     match self.deliver(body, stop).await {
-                        Ok(delivered) => removed += delivered.ok,
+                        Ok(delivered) => swept.removed += delivered.ok,
                         Err(error) => {
                             scan.close().await;
                             return Err(error);

@@ -416,7 +416,8 @@ async fn deliver(
         // Nothing streams yet, so nothing of this server's making can be newer than the snapshot of whoever leads. What is
         // would keep every change of its row out. A new leader's snapshot is newer than that of the one before.
         copying.is_led().await?;
-        return Err(foreign(copying, &segments));
+        let table = segments.first().map(|segment| &copying.counters.tables[segment.table]);
+        return Err(foreign(table.map_or("", |table| table.index.as_str()), copying.version()));
     }
     let mut ended = Vec::new();
     for segment in &segments {
@@ -454,17 +455,13 @@ async fn deliver(
     Ok(copied)
 }
 
-fn foreign(copying: &Copying, segments: &[Segment]) -> Problem {
-    let tables: Vec<_> = segments.iter().map(|segment| &copying.counters.tables[segment.table]).collect();
-    let index = tables.first().map_or("", |table| table.index.as_str());
+/// The index holds what cannot be of this server's making.
+pub(super) fn foreign(index: &str, version: u64) -> Problem {
     Problem::new(
         ProblemKind::Gap,
-        format!(
-            "index {index} holds documents of a later version than this PostgreSQL has reached ({})",
-            Lsn(copying.version())
-        ),
-        "They were written from another server, or before this one was restored from a backup, and would keep newer rows \
-         out. Delete that index or name another in `elasticsearch.tableIndexMapping`, then start again.",
+        format!("index {index} holds documents of a later version than this PostgreSQL has reached ({})", Lsn(version)),
+        "They were written from another server, or before this one was restored from a backup or promoted, and would keep \
+         newer rows out. Delete that index or name another in `elasticsearch.tableIndexMapping`, then start again.",
     )
 }
 

@@ -16,7 +16,7 @@ use crate::postgres::catalog::Leaf;
 use crate::postgres::connect::connect;
 use crate::postgres::definition::{Seen, look};
 use crate::postgres::preflight;
-use crate::postgres::replication::Session;
+use crate::postgres::replication::{Session, SlotKind};
 use crate::problem::{Problem, ProblemKind};
 use crate::table::{TableId, quote_literal};
 
@@ -68,7 +68,7 @@ impl Keeper {
             }
             Origin::NewSlot(name) => {
                 let mut session = Session::connect(cdc, "slot").await?;
-                let created = session.create_slot(name, false).await?;
+                let created = session.create_slot(name, cdc.slot.kind()).await?;
                 let held = Self::import(context, &created.snapshot_name, created.consistent_point, wanted).await;
                 if held.is_err() {
                     // Nothing was read yet. A slot that stayed would keep WAL for nobody.
@@ -79,7 +79,7 @@ impl Keeper {
             }
             Origin::TemporarySlot(name) => {
                 let mut session = Session::connect(cdc, "snapshot slot").await?;
-                let created = session.create_slot(name, true).await?;
+                let created = session.create_slot(name, SlotKind::Temporary).await?;
                 Self::import(context, &created.snapshot_name, created.consistent_point, wanted).await
             }
         }
@@ -191,7 +191,7 @@ pub(crate) async fn session(config: &Config, leaves: &[Leaf]) -> Result<(Client,
         without_slot(&config.cdc).await?
     } else {
         let mut session = Session::connect(&config.cdc, "snapshot slot").await?;
-        let created = session.create_slot(&super::temporary_slot(), true).await?;
+        let created = session.create_slot(&super::temporary_slot(), SlotKind::Temporary).await?;
         let client = connect(&config.cdc, "snapshot").await?;
         import(&client, &created.snapshot_name).await?;
         (client, created.consistent_point)

@@ -22,7 +22,7 @@ pub use self::deletes::{DeleteSet, Resnapshots};
 pub(crate) use self::keeper::session;
 pub use self::keeper::{Keeper, Origin};
 pub(crate) use self::ledger::try_lock;
-pub use self::ledger::{ChunkRow, Done, Job, Leader, Ledger, Offer, Offered, Recorded, Remembered};
+pub use self::ledger::{ChunkRow, Done, Job, Leader, Ledger, Offer, Offered, Position, Recorded, Remembered};
 pub use self::plan::{Bounds, Range, by_key, by_pages, integer_key};
 pub use self::progress::Progress;
 pub use self::share::{Share, help};
@@ -35,7 +35,7 @@ use crate::mapping::{Shape, TableMapping, unwritable};
 use crate::postgres::catalog::Leaf;
 use crate::postgres::connect::connect;
 use crate::postgres::definition::{Definition, Seen};
-use crate::postgres::preflight::Ready;
+use crate::postgres::preflight::{Ready, Server};
 use crate::postgres::slot::SlotInfo;
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::{Body, Sink};
@@ -126,6 +126,8 @@ impl Context {
         let tables: Vec<_> = tables.iter().map(|table| copy_table(&table.mapping, &table.ready)).collect();
         let offer = Offer { snapshot: keeper.snapshot.clone(), lsn: keeper.lsn, tables: self.plan_of(&tables) };
         let copying = Arc::new(Copying { deletes, ..self.copying(ledger, offer, tables, stop) });
+        // Its rows may be of any transaction until then.
+        self.counters.applied_lsn.fetch_max(keeper.lsn.0, Relaxed);
         self.held.send_replace(Some(keeper.since));
         let workers = self.workers();
         let copied = tokio::select! {
@@ -244,7 +246,7 @@ pub enum Ended {
 
 /// The first copy, begun or gone on with.
 ///
-/// `slot`: ours, if it is there already. `system_id`: of the server.
+/// `slot`: ours, if it is there already.
 ///
 /// Going on: what is done stays done, although it is copied under another snapshot than what is still to do. Right,
 /// because the slot stands at or before the first snapshot, so that the stream will bring every change since then,
@@ -259,7 +261,7 @@ pub async fn initial(
     ledger: &Arc<Ledger>,
     wanted: &[Arc<TableMapping>],
     slot: Option<&SlotInfo>,
-    system_id: &str,
+    server: &Server,
 ) -> Result<Ended, Problem> {
     let config = &context.config;
     let streams = config.mode() != Mode::SnapshotOnly;
@@ -272,8 +274,13 @@ pub async fn initial(
         let covered = slot.and_then(|slot| slot.confirmed_lsn).is_some_and(|confirmed| confirmed <= job.lsn);
         // Without a stream only whole tables can be added to what is done.
         let fits = if streams { !job.completed && covered } else { job.completed };
-        job.ours && fits && job.system_id.as_deref().is_none_or(|id| id == system_id)
+        // Rows that were copied on another timeline may be of transactions that this one never had.
+        let same = job.system_id.as_ref() == Some(&server.system_id) && job.timeline == Some(server.timeline);
+        job.ours && fits && same
     });
+    if let Some(job) = job.as_ref().filter(|_| going_on.is_none()) {
+        context.counters.notice(Level::Warn, again_because(job, streams, slot, server));
+    }
     let slot = slot.is_some();
     let origin = match (streams, slot) {
         (false, _) => Origin::NoSlot,
@@ -317,7 +324,7 @@ pub async fn initial(
         for table in &tables {
             plans.push((table.mapping.table.clone(), context.plan(table).await?));
         }
-        ledger.begin_job(&keeper.snapshot, keeper.lsn, system_id, sweep, &plans).await?;
+        ledger.begin_job(&keeper.snapshot, keeper.lsn, (&server.system_id, server.timeline), sweep, &plans).await?;
         for table in &tables {
             ledger.define(&table.mapping.table, &table.seen).await?;
         }
@@ -327,6 +334,7 @@ pub async fn initial(
     let chunks = ledger.chunks().await?;
     show(context, tables, &chunks);
     let copied = context.copy(ledger, &keeper, tables, None, &context.stop).await?;
+    let latest = keeper.lsn.0.saturating_sub(1);
     drop(keeper);
     if copied.is_none() {
         let left = ledger.chunks().await?;
@@ -360,7 +368,11 @@ pub async fn initial(
             let version = planned.0.max(job.lsn.0).saturating_sub(1);
             // By other processes as well.
             let refused = ledger.refused(&table.mapping.table).await?;
-            sweep(context, &table.mapping, version, refused, &context.stop).await?;
+            let newest = sweep(context, &table.mapping, version, refused, &context.stop).await?;
+            if newest > latest {
+                // Of a row that is not there: no copy would have met it.
+                return Err(copy::foreign(&table.mapping.index, latest));
+            }
         } else {
             context.sink.client().refresh(&table.mapping.index).await?;
         }
@@ -402,6 +414,25 @@ async fn strangers(context: &Context, wanted: &[Arc<TableMapping>]) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Why a copy that the ledger knows of begins again, in words.
+fn again_because(job: &Job, streams: bool, slot: Option<&SlotInfo>, server: &Server) -> String {
+    let why = if !job.ours && job.system_id.is_none() {
+        "it was begun by another program (go-pq-cdc-elasticsearch), whose chunks cannot be gone on with".to_owned()
+    } else if !job.ours || job.completed {
+        "as asked for by `cdc.snapshot.resnapshot`".to_owned()
+    } else if job.system_id.as_ref() != Some(&server.system_id) {
+        "it was begun on another PostgreSQL server".to_owned()
+    } else if job.timeline != Some(server.timeline) {
+        "the server was promoted since it began".to_owned()
+    } else if !streams {
+        "without a slot nothing tells what changed since it was left".to_owned()
+    } else {
+        format!("no slot covers the time since {}, where it began", job.lsn)
+    };
+    let half = if slot.is_some() { "; the slot stays" } else { "" };
+    format!("the copy starts from its beginning: {why}. Documents whose rows are gone are removed at its end{half}")
 }
 
 /// The name of a slot that lives for a moment; slot names are shared by all databases of a server.
@@ -534,14 +565,14 @@ fn settle_total(context: &Context, table: &Table) {
 }
 
 /// Removes the documents of a table's index that no row of the copy at `version`, and no change since, accounts for.
-/// `refused`: rows of that copy that are dead letters.
+/// `refused`: rows of that copy that are dead letters. Gives the highest version that it saw.
 async fn sweep(
     context: &Context,
     mapping: &TableMapping,
     version: u64,
     refused: u64,
     stop: &CancellationToken,
-) -> Result<(), Problem> {
+) -> Result<u64, Problem> {
     let refuse = |why: &str| {
         context.counters.notice(
             Level::Warn,
@@ -556,12 +587,13 @@ async fn sweep(
         // The old document of a refused row would go as well.
         refuse(&format!("{refused} rows of the copy were refused; mend those first, then copy it again"));
     } else {
-        let removed = context.sink.sweep(&mapping.index, version, version, |_| false, stop).await?;
+        let swept = context.sink.sweep(&mapping.index, version, version, |_| false, stop).await?;
         context
             .counters
-            .notice(Level::Info, format!("{}: {removed} documents removed whose rows are gone", mapping.table));
+            .notice(Level::Info, format!("{}: {} documents removed whose rows are gone", mapping.table, swept.removed));
+        return Ok(swept.newest);
     }
-    Ok(())
+    Ok(0)
 }
 
 /// Copies one table again while the stream goes on, then removes the documents whose rows are gone.

@@ -37,6 +37,7 @@ struct Transaction {
     commit: Lsn,
     committed_at: Micros,
     xid: u32,
+    /// It changes documents.
     mapped: bool,
     /// Other sessions see it.
     seen: bool,
@@ -95,6 +96,8 @@ pub(super) struct Applier {
     pub(super) counters: Arc<Counters>,
     pub(super) handler: Option<Arc<dyn Handler>>,
     pub(super) stop: CancellationToken,
+    /// Where the last transaction that changed documents ends.
+    pub(super) changes: Lsn,
     transaction: Transaction,
     staged: VecDeque<(Lsn, Event, u64)>,
     shown: u32,
@@ -129,6 +132,7 @@ impl Applier {
             counters,
             handler,
             stop,
+            changes: Lsn::ZERO,
             transaction: Transaction::default(),
             staged: VecDeque::new(),
             shown: 0,
@@ -167,14 +171,19 @@ impl Applier {
         })?;
         match message {
             Message::Insert { oid, new } => {
+                self.touches(oid);
                 self.insert(oid, new)?;
             }
             Message::Update { oid, old, new } => {
+                self.touches(oid);
                 if let Left::Fill = self.update(oid, old, new, None)? {
                     self.fill(oid, old, new).await?;
                 }
             }
-            Message::Delete { oid, old, .. } => self.delete(oid, old)?,
+            Message::Delete { oid, old, .. } => {
+                self.touches(oid);
+                self.delete(oid, old)?;
+            }
             Message::Begin { final_lsn, commit_time, xid } => {
                 self.transaction =
                     Transaction { commit: final_lsn, committed_at: commit_time, xid, mapped: false, seen: false };
@@ -183,6 +192,9 @@ impl Applier {
             Message::Commit { end_lsn, commit_time, .. } => {
                 let received = now();
                 self.tracker.commit(end_lsn, commit_time, received);
+                if self.transaction.mapped {
+                    self.changes = end_lsn;
+                }
                 // Version 14 sends transactions without a published change as well, our own on the ledger among them.
                 self.counters.transactions.fetch_add(u64::from(self.transaction.mapped), Relaxed);
                 self.counters.received_lsn.fetch_max(end_lsn.0, Relaxed);
@@ -193,7 +205,10 @@ impl Applier {
                     self.renamed_documents(relation.oid).await?;
                 }
             }
-            Message::Truncate { oids, .. } => self.truncate(oids).await?,
+            Message::Truncate { oids, .. } => {
+                oids.iter().for_each(|oid| self.touches(oid));
+                self.truncate(oids).await?;
+            }
             // Not asked for, or of no consequence: origins, types, logical messages (a heartbeat's among them).
             Message::Type { .. } | Message::Origin { .. } | Message::Logical { .. } => {}
         }
@@ -218,6 +233,15 @@ impl Applier {
     pub(super) fn restart(&mut self) {
         self.transaction = Transaction::default();
         self.tracker.restart();
+    }
+
+    /// A change of a mapped table arrives: from here on documents may be as far as its commit.
+    #[inline]
+    fn touches(&mut self, oid: u32) {
+        if !self.transaction.mapped && self.relations.get(oid).is_some_and(|relation| relation.mapping.is_some()) {
+            self.transaction.mapped = true;
+            self.counters.applied_lsn.fetch_max(self.transaction.commit.0, Relaxed);
+        }
     }
 
     #[inline]
@@ -308,7 +332,10 @@ impl Applier {
             self.transaction.seen = true;
         }
         let old_row = old.map(|(_, old)| old);
-        match current_row(&self.client, relation, self.transaction.xid, old_row, new).await? {
+        let (current, read_at) = current_row(&self.client, relation, self.transaction.xid, old_row, new).await?;
+        // What was read may be of any transaction until then.
+        self.counters.applied_lsn.fetch_max(read_at.0, Relaxed);
+        match current {
             Some(line) => {
                 let mut splitter = Splitter::default();
                 let fields: Vec<Field<'_>> = splitter.split(&line).iter().collect();
@@ -397,9 +424,10 @@ impl Applier {
             }
             // Nothing older may still be on its way, and nothing younger has been sent.
             self.writer.lanes.drain().await?;
-            let removed =
+            let swept =
                 self.sink.sweep(&mapping.index, commit.0.saturating_add(1), commit.0, |_| false, &self.stop).await?;
-            self.counters.notice(Level::Info, format!("{}: truncated, {removed} documents removed", mapping.table));
+            self.counters
+                .notice(Level::Info, format!("{}: truncated, {} documents removed", mapping.table, swept.removed));
             self.show(EventKind::Truncate, mapping.number);
         }
         Ok(())
@@ -447,7 +475,6 @@ impl Applier {
     /// Shows the change whose id is in `self.writer.id`, once it has been answered for, or counts it among those not shown.
     #[inline]
     fn show(&mut self, kind: EventKind, table: usize) {
-        self.transaction.mapped = true;
         self.counters.changes.fetch_add(1, Relaxed);
         if self.shown >= SHOWN_PER_READ || self.staged.len() >= STAGED {
             self.hidden += 1;

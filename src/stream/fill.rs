@@ -9,6 +9,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::relations::Relation;
 use crate::change::Field;
+use crate::lsn::Lsn;
 use crate::postgres::catalog;
 use crate::postgres::pgoutput::Tuple;
 use crate::problem::Problem;
@@ -41,7 +42,7 @@ pub(super) async fn seen(client: &Client, xid: u32) -> Result<(), Problem> {
 }
 
 /// The row of `relation` that has the key of `new`, as a line of COPY with the announced columns; `None` when there is
-/// none now. `xid`: the transaction of the change.
+/// none now; and a position before which everything was committed that it shows. `xid`: the transaction of the change.
 ///
 /// By COPY, so that its text is the same as the copy's and the stream's.
 ///
@@ -51,6 +52,31 @@ pub(super) async fn seen(client: &Client, xid: u32) -> Result<(), Problem> {
 /// # Errors
 /// The queries fail.
 pub(super) async fn current_row(
+    client: &Client,
+    relation: &Relation,
+    xid: u32,
+    old: Option<Tuple<'_>>,
+    new: Tuple<'_>,
+) -> Result<(Option<Vec<u8>>, Lsn), Problem> {
+    match read(client, relation, xid, old, new).await? {
+        Some(mut line) => {
+            let end = line.iter().rposition(|&byte| byte == b'\t').unwrap_or(line.len());
+            let position = str::from_utf8(&line[end..]).ok().and_then(|text| text.trim().parse().ok());
+            line.truncate(end);
+            Ok((Some(line), position.unwrap_or(Lsn(u64::MAX))))
+        }
+        None => {
+            let row = client.query_one(&format!("SELECT {POSITION}::text"), &[]).await?;
+            Ok((None, row.get::<_, String>(0).parse().unwrap_or(Lsn(u64::MAX))))
+        }
+    }
+}
+
+/// Where PostgreSQL writes: evaluated after the snapshot of its query is taken.
+const POSITION: &str = "pg_catalog.pg_current_wal_insert_lsn()";
+
+/// The row's line, with the position as one column more.
+async fn read(
     client: &Client,
     relation: &Relation,
     xid: u32,
@@ -80,7 +106,7 @@ pub(super) async fn current_row(
     let gone = |at: usize| literal(fields.get(at)).unwrap_or_else(|| "NULL".to_owned());
     let columns: Vec<String> = (0..announced.len()).map(|at| name(at).unwrap_or_else(|| gone(at))).collect();
     let sql = format!(
-        "COPY (SELECT {} FROM {} {} WHERE {}) TO STDOUT",
+        "COPY (SELECT {}, {POSITION} FROM {} {} WHERE {}) TO STDOUT",
         columns.join(", "),
         // Rows of tables that inherit from it are not its own.
         if today.partitioned { "" } else { "ONLY" },

@@ -1,5 +1,6 @@
 //! The stream: transactions to operations on documents, and what may be acknowledged.
 
+mod acknowledge;
 mod apply;
 mod fill;
 mod relations;
@@ -12,6 +13,9 @@ use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 use tokio_util::sync::CancellationToken;
 
+use self::acknowledge::Acknowledge;
+pub use self::acknowledge::Record;
+pub(crate) use self::acknowledge::moved;
 use self::apply::Applier;
 use self::relations::Relations;
 pub(crate) use self::relations::no_key;
@@ -42,6 +46,10 @@ pub struct Options {
     pub handler: Option<Arc<dyn Handler>>,
     /// Told of deletes while a table is copied again.
     pub resnapshots: Arc<Resnapshots>,
+    /// Where acknowledged positions are remembered, and which server they are of.
+    pub record: Record,
+    /// What to do where changes are lost, for the operator.
+    pub copy_again: String,
     /// Closed: nothing is read and nothing is sent.
     pub gate: Gate,
     /// Ends the stream cleanly: what was read is answered for and confirmed.
@@ -54,7 +62,7 @@ pub struct Options {
 /// PostgreSQL fails, or sends what cannot be applied. Nothing is confirmed beyond what has been answered for.
 /// Elasticsearch's failures are waited out.
 pub async fn run(options: Options) -> Result<(), Problem> {
-    let Options { config, tables, sink, counters, handler, resnapshots, gate, stop } = options;
+    let Options { config, tables, sink, counters, handler, resnapshots, record, copy_again, gate, stop } = options;
     let cdc = &config.cdc;
     let client = connect(cdc, "stream catalog").await?;
     let limits = Limits {
@@ -67,7 +75,8 @@ pub async fn run(options: Options) -> Result<(), Problem> {
     let give_up = CancellationToken::new();
     let lanes = Lanes::new(sink.clone(), config.elasticsearch.concurrent_request, limits, give_up.clone());
     let relations = Relations::of(&client, tables, handler.is_none()).await?;
-    let mut applier = Applier::new(lanes, relations, client, sink, counters, handler, resnapshots, give_up.clone());
+    let mut applier =
+        Applier::new(lanes, relations, client, sink, Arc::clone(&counters), handler, resnapshots, give_up.clone());
     let mut pass = gate.enter();
     // Only a slot that was ours a moment ago is waited for; of another holder the operator is told at once.
     let mut patience = Duration::ZERO;
@@ -75,18 +84,17 @@ pub async fn run(options: Options) -> Result<(), Problem> {
         let (mut reader, feedback) = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            started = start(&config, patience) => started?,
+            started = start(&config, patience, &record, &counters, &copy_again) => started?,
         };
         patience = RELEASE;
-        feedback.confirm(applier.confirm());
-        let outcome = read(&mut reader, &feedback, &mut applier, &mut pass, &stop).await;
+        let mut acknowledge = Acknowledge::start(record.clone(), Arc::clone(&counters), feedback);
+        let outcome = read(&mut reader, &mut acknowledge, &mut applier, &mut pass, &stop).await;
         // Whatever ended it: what was sent is brought home, so that nothing of it arrives behind the back of the next
         // start.
         let drained = tokio::time::timeout(DRAIN, applier.lanes().drain()).await;
-        feedback.confirm(applier.confirm());
         // Nobody reads any more: what the server still sends must not keep it from hearing the last position.
         drop(reader);
-        let finished = feedback.finish().await;
+        let finished = acknowledge.finish(applier.confirm()).await;
         if let Ok(End::Rest) = outcome {
             if let Err(error) = finished {
                 tracing::info!(%error, "the stream was not ended in good order; it begins again where it was confirmed");
@@ -102,7 +110,7 @@ pub async fn run(options: Options) -> Result<(), Problem> {
             continue;
         }
         give_up.cancel();
-        return outcome.map(drop).and(answered_in_time(drained)).and(finished.map_err(Problem::from));
+        return outcome.map(drop).and(answered_in_time(drained)).and(finished);
     }
 }
 
@@ -118,11 +126,18 @@ fn answered_in_time(drained: Result<Result<(), SinkError>, Elapsed>) -> Result<(
 }
 
 /// Begins to stream from wherever the slot stands: a position of ours that is ahead of it would silently skip.
-async fn start(config: &Config, patience: Duration) -> Result<(Reader, Feedback), Problem> {
+async fn start(
+    config: &Config,
+    patience: Duration,
+    record: &Record,
+    counters: &Counters,
+    copy_again: &str,
+) -> Result<(Reader, Feedback), Problem> {
     let cdc = &config.cdc;
     let began = Instant::now();
     loop {
-        let session = Session::connect(cdc, "stream").await?;
+        let mut session = Session::connect(cdc, "stream").await?;
+        record.check(&mut session, &cdc.slot.name, counters, copy_again).await?;
         match session.start(&cdc.slot.name, Lsn::ZERO, &cdc.publication.name).await {
             // The server has not let go of it yet: it was ours a moment ago.
             Err(error) if error.sqlstate() == Some("55006") && began.elapsed() < patience => {
@@ -158,7 +173,7 @@ const RELEASE: Duration = Duration::from_secs(10);
 
 async fn read(
     reader: &mut Reader,
-    feedback: &Feedback,
+    acknowledge: &mut Acknowledge,
     applier: &mut Applier,
     pass: &mut Pass,
     stop: &CancellationToken,
@@ -184,7 +199,7 @@ async fn read(
             }
         }
         let due = applier.lanes().flush_idle();
-        feedback.confirm(applier.confirm());
+        acknowledge.up_to(applier.confirm(), applier.changes);
         if let Some(failed) = applier.lanes().failed() {
             return Err(failed.into());
         }
@@ -193,6 +208,7 @@ async fn read(
             biased;
             () = stop.cancelled() => return Ok(End::Stop),
             () = pass.closing() => return Ok(End::Rest),
+            problem = acknowledge.failed() => return Err(problem),
             () = answered.notified() => {}
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             filled = reader.fill() => filled?,

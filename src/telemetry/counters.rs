@@ -221,6 +221,12 @@ pub struct Counters {
     pub received_lsn: AtomicU64,
     /// The newest position that may be confirmed: everything before it has been answered for; 0 before there is one.
     pub confirmed_lsn: AtomicU64,
+    /// Nothing beyond it was acknowledged to the slot; 0 before the stream begins.
+    pub acknowledged_lsn: AtomicU64,
+    /// Commits wait for what is acknowledged: pgtide is one of `synchronous_standby_names`, as it is under `*`.
+    pub awaited: AtomicBool,
+    /// Documents may hold what was committed up to here, and nothing that was committed later; 0 before there is one.
+    pub applied_lsn: AtomicU64,
     /// Commit time of the oldest transaction that is not answered for; 0 while there is none.
     pub oldest_commit: AtomicI64,
     /// Microseconds from the commit of the newest received transaction to its receipt; negative before there is one.
@@ -260,6 +266,9 @@ impl Counters {
             reconnects: AtomicU32::new(0),
             received_lsn: AtomicU64::new(0),
             confirmed_lsn: AtomicU64::new(0),
+            acknowledged_lsn: AtomicU64::new(0),
+            awaited: AtomicBool::new(false),
+            applied_lsn: AtomicU64::new(0),
             oldest_commit: AtomicI64::new(0),
             cdc_latency: AtomicI64::new(-1),
             process_latency: AtomicI64::new(-1),

@@ -102,7 +102,8 @@ impl Stream {
         let mut idle_since = None;
         loop {
             let Some(info) = slot::find(client, name).await? else { return Ok(Passed::Yes) };
-            let confirmed = info.confirmed_lsn.unwrap_or_default();
+            // What is answered for; it is acknowledged later, much later where there is nothing to acknowledge.
+            let confirmed = info.confirmed_lsn.max(info.applied_lsn).unwrap_or_default();
             if confirmed >= position || info.wal_status == "lost" {
                 return Ok(Passed::Yes);
             }

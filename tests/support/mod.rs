@@ -6,6 +6,7 @@
 pub mod pipeline;
 pub mod process;
 pub mod proxy;
+pub mod standby;
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -71,6 +71,12 @@ impl Rig {
         client
     }
 
+    /// From now on the database is the one of the same name on `server`. Configurations stay as they are.
+    pub async fn follow(&mut self, server: &Server) {
+        self.socket = server.socket_config(&self.name);
+        self.client = self.connect().await;
+    }
+
     /// How to reach the database, for a [`Workload`](pgtide::demo::Workload).
     pub fn socket_config(&self) -> tokio_postgres::Config {
         self.socket.clone()

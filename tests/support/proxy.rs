@@ -18,7 +18,7 @@ pub struct Proxy {
 }
 
 struct Shared {
-    server: SocketAddr,
+    server: watch::Sender<SocketAddr>,
     hold: watch::Sender<Option<&'static str>>,
     waiting: watch::Sender<usize>,
 }
@@ -29,6 +29,7 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port_here = listener.local_addr().unwrap().port();
         let server = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let server = watch::Sender::new(server);
         let shared = Arc::new(Shared { server, hold: watch::Sender::new(None), waiting: watch::Sender::new(0) });
         let accepting = Arc::clone(&shared);
         tokio::spawn(async move {
@@ -53,6 +54,11 @@ impl Proxy {
         held.expect("no such session came").unwrap();
     }
 
+    /// Sends new sessions to another server.
+    pub fn turn_to(&self, port: u16) {
+        self.shared.server.send_replace(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    }
+
     /// Lets all go on.
     pub fn release(&self) {
         self.shared.hold.send_replace(None);
@@ -75,7 +81,8 @@ impl Shared {
             let _ = hold.wait_for(|name| !name.is_some_and(is)).await;
             self.waiting.send_modify(|waiting| *waiting -= 1);
         }
-        let mut server = TcpStream::connect(self.server).await?;
+        let address = *self.server.borrow();
+        let mut server = TcpStream::connect(address).await?;
         server.write_u32(length).await?;
         server.write_all(&rest).await?;
         copy_bidirectional(&mut client, &mut server).await?;

@@ -34,7 +34,7 @@ cdc:
       - {name: a, schema: s, replicaIdentity: FULL, partitioned: true, snapshotPartitionStrategy: integer_range, queryCondition: "x = ';'"}
       - {name: b, replicaIdentity: USING INDEX, replicaIdentityIndex: b_key, columns: [id, name], snapshotPartitionStrategy: offset}
       - {name: beat}
-  slot: {name: s_1, createIfNotExists: true, slotActivityCheckerInterval: 3000, protoVersion: 2}
+  slot: {name: s_1, createIfNotExists: true, slotActivityCheckerInterval: 3000, protoVersion: 2, failover: true, acceptTimeline: 3}
   snapshot:
     enabled: yes
     mode: initial
@@ -203,6 +203,8 @@ fn every_key_is_read() {
                 create_if_not_exists: true,
                 activity_checker_interval: Duration::from_secs(3),
                 proto_version: 2,
+                failover: true,
+                accept_timeline: Some(3),
             },
             snapshot: Snapshot {
                 enabled: true,

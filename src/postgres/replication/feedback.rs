@@ -31,6 +31,7 @@ const TERMINATE: &[u8] = b"X\0\0\0\x04";
 pub(super) struct Link {
     received: AtomicU64,
     confirmed: AtomicU64,
+    applied: AtomicU64,
     sent: AtomicU64,
     dead: AtomicBool,
     ended: AtomicBool,
@@ -82,6 +83,11 @@ impl Feedback {
         if self.link.confirmed.fetch_max(position.0, Ordering::AcqRel) < position.0 {
             self.link.raised.notify_one();
         }
+    }
+
+    /// Everything before `position` is answered for. The server shows it as `replay_lsn`, and forgets nothing for it.
+    pub fn applied(&self, position: Lsn) {
+        self.link.applied.fetch_max(position.0, Ordering::Relaxed);
     }
 
     /// The newest position that was written to the server as confirmed. It has not said that it got it.
@@ -160,7 +166,8 @@ async fn run(
 async fn update(write: &mut WriteHalf<Box<dyn Stream>>, link: &Link) -> Result<(), PostgresError> {
     let confirmed = link.confirmed.load(Ordering::Acquire);
     let received = link.received.load(Ordering::Relaxed);
-    write_copy_data(write, &status_update(received, confirmed)).await.map_err(wire)?;
+    let applied = link.applied.load(Ordering::Relaxed);
+    write_copy_data(write, &status_update(received, confirmed, applied)).await.map_err(wire)?;
     link.sent.store(confirmed, Ordering::Release);
     Ok(())
 }
@@ -196,12 +203,13 @@ async fn drain(unread: &mut ReadHalf<Box<dyn Stream>>) -> Result<(), PostgresErr
     }
 }
 
-fn status_update(received: u64, confirmed: u64) -> Vec<u8> {
+fn status_update(received: u64, confirmed: u64, applied: u64) -> Vec<u8> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
     let now = unix_to_pg_timestamp(i64::try_from(now).unwrap_or(i64::MAX));
     let mut update = encode_standby_status_update(confirmed.into(), now, false);
     // The encoder gives one position for written, flushed and applied. With nothing confirmed, a server that shuts down
     // waits for what is written.
     update[1..9].copy_from_slice(&received.max(confirmed).to_be_bytes());
+    update[17..25].copy_from_slice(&applied.max(confirmed).to_be_bytes());
     update
 }

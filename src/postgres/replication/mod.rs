@@ -17,7 +17,7 @@ use pgwire_replication::protocol::framing::{
 };
 use pgwire_replication::protocol::messages::{ErrorFields, auth, parse_auth_request};
 
-use crate::config::{Cdc, SslMode};
+use crate::config::{Cdc, Slot, SslMode};
 use crate::lsn::Lsn;
 use crate::table::quote_identifier;
 
@@ -59,6 +59,24 @@ pub struct CreatedSlot {
     /// Names the snapshot that holds exactly what was committed before. `SET TRANSACTION SNAPSHOT` takes it until the
     /// session's next command or end.
     pub snapshot_name: String,
+}
+
+/// How long a slot lives, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotKind {
+    /// Until the session ends.
+    Temporary,
+    /// Until it is dropped.
+    Permanent,
+    /// Until it is dropped, and on standbys that synchronize slots as well (PostgreSQL 17).
+    Failover,
+}
+
+impl Slot {
+    /// What kind of slot is made where there is none.
+    pub(crate) fn kind(&self) -> SlotKind {
+        if self.failover { SlotKind::Failover } else { SlotKind::Permanent }
+    }
 }
 
 impl Session {
@@ -218,16 +236,36 @@ impl Session {
         })
     }
 
+    /// `TIMELINE_HISTORY`: the timelines before `timeline`, and where each of them was left, oldest first.
+    ///
+    /// # Errors
+    /// As [`Session::query`]: the server has no history of it, as of the first one.
+    pub async fn timeline_history(&mut self, timeline: u32) -> Result<Vec<(u32, Lsn)>, PostgresError> {
+        let rows = self.query(&format!("TIMELINE_HISTORY {timeline}")).await?;
+        let Some([_, Some(content)]) = rows.first().map(Vec::as_slice) else {
+            return Err(protocol("TIMELINE_HISTORY was not answered in two columns"));
+        };
+        let left = |line: &str| {
+            let mut words = line.split_ascii_whitespace();
+            Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+        };
+        Ok(content.lines().filter_map(left).collect())
+    }
+
     /// Makes a logical slot for `pgoutput` and exports its snapshot. Waits until every transaction that runs now has
-    /// ended. A temporary slot goes away with the session.
+    /// ended.
     ///
     /// # Errors
     /// As [`Session::query`]: the name is taken (42710), no slot is free (53400), `wal_level` is not `logical` (55000).
-    pub async fn create_slot(&mut self, name: &str, temporary: bool) -> Result<CreatedSlot, PostgresError> {
-        let temporary = if temporary { " TEMPORARY" } else { "" };
+    pub async fn create_slot(&mut self, name: &str, kind: SlotKind) -> Result<CreatedSlot, PostgresError> {
+        let temporary = if kind == SlotKind::Temporary { " TEMPORARY" } else { "" };
         let major: u32 =
             self.server_version.split(|c: char| !c.is_ascii_digit()).next().unwrap_or("").parse().unwrap_or(0);
-        let export = if major < 15 { "EXPORT_SNAPSHOT" } else { "(SNAPSHOT 'export')" };
+        let export = match kind {
+            SlotKind::Failover => "(SNAPSHOT 'export', FAILOVER)",
+            _ if major < 15 => "EXPORT_SNAPSHOT",
+            _ => "(SNAPSHOT 'export')",
+        };
         let name = quote_identifier(name);
         let rows = self.query(&format!("CREATE_REPLICATION_SLOT {name}{temporary} LOGICAL pgoutput {export}")).await?;
         let Some([_, Some(consistent_point), Some(snapshot_name), _]) = rows.first().map(Vec::as_slice) else {
@@ -237,6 +275,14 @@ impl Session {
             consistent_point: consistent_point.parse().map_err(protocol)?,
             snapshot_name: snapshot_name.clone(),
         })
+    }
+
+    /// Has a slot, which nobody uses, kept on standbys as well.
+    ///
+    /// # Errors
+    /// As [`Session::query`]: a server before 17 does not know how.
+    pub async fn keep_on_standbys(&mut self, name: &str) -> Result<(), PostgresError> {
+        self.query(&format!("ALTER_REPLICATION_SLOT {} (FAILOVER true)", quote_identifier(name))).await.map(drop)
     }
 
     /// Starts streaming the slot's changes of the publication's tables.

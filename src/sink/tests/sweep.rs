@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{Reply, Request, Server, bulk_answer, eventually, sink};
-use crate::sink::SinkError;
+use crate::sink::{SinkError, Swept};
 
 /// An index behind the alias `users`: id to version, source and routing; with scrolls of two documents a page.
 struct Index {
@@ -138,10 +138,12 @@ async fn what_is_older_goes_and_the_rest_stays() {
     let (sink, _folder) = sink(&server.url);
     let stop = CancellationToken::new();
     let removed = sink.sweep("users", 50, 50, |id| id == "kept", &stop).await;
-    assert_eq!((removed, left(&index)), (Ok(4), "c d kept".to_owned()));
+    let swept = removed.unwrap();
+    assert_eq!((swept.removed, left(&index)), (4, "c d kept".to_owned()));
+    assert!(swept.newest >= 50, "{swept:?}");
     assert_eq!(index.lock().unwrap().open_scrolls, 0);
     assert_eq!(sink.stats().trouble, None);
-    assert_eq!(sink.sweep("nothing", 50, 50, |_| false, &stop).await, Ok(0));
+    assert_eq!(sink.sweep("nothing", 50, 50, |_| false, &stop).await, Ok(Swept::default()));
 }
 
 #[tokio::test]
@@ -149,7 +151,7 @@ async fn a_newer_version_survives_and_a_forgotten_scan_begins_again() {
     let (server, index) = index(Some(6), Some(("a", 99))).await;
     let (sink, _folder) = sink(&server.url);
     let removed = sink.sweep("users", 50, 50, |_| false, &CancellationToken::new()).await;
-    assert_eq!((removed, left(&index)), (Ok(4), "a c d".to_owned()));
+    assert_eq!((removed.map(|swept| swept.removed), left(&index)), (Ok(4), "a c d".to_owned()));
     let searches = server.requests().iter().filter(|request| request.path.starts_with("/users/_search")).count();
     assert_eq!((searches, index.lock().unwrap().open_scrolls), (3, 0));
 }

@@ -7,7 +7,7 @@ use crate::problem::Problem;
 use crate::snapshot::plan::Range;
 use crate::table::TableId;
 
-const WRITER: &str = concat!("pgtide ", env!("CARGO_PKG_VERSION"));
+pub(super) const WRITER: &str = concat!("pgtide ", env!("CARGO_PKG_VERSION"));
 /// A copy as the ledger remembers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
@@ -19,6 +19,8 @@ pub struct Job {
     pub ours: bool,
     /// The server's system identifier, where pgtide wrote it.
     pub system_id: Option<String>,
+    /// Its timeline, where pgtide wrote it.
+    pub timeline: Option<u32>,
     /// Documents that no row of this job replaced are to be removed at its end.
     pub sweep: bool,
     /// When it was begun, by the server's clock, in a form that sorts: [`Ledger::now`].
@@ -44,7 +46,7 @@ impl Ledger {
             .client
             .query_opt(
                 "SELECT snapshot_lsn, coalesce(completed, FALSE), writer IS NOT NULL, system_id, sweep,
-                    to_char(started_at, 'YYYY-MM-DD HH24:MI:SS.US')
+                    to_char(started_at, 'YYYY-MM-DD HH24:MI:SS.US'), timeline
                  FROM public.cdc_snapshot_job WHERE slot_name = $1",
                 &[&self.job],
             )
@@ -56,11 +58,12 @@ impl Ledger {
             system_id: row.get(3),
             sweep: row.get(4),
             started_at: row.get(5),
+            timeline: row.get::<_, Option<i64>>(6).and_then(|timeline| u32::try_from(timeline).ok()),
         }))
     }
 
     /// Writes a new job and its plan, in one transaction that is on disk when this returns. What stood there before
-    /// is gone: a crash in between leaves either the old or the new.
+    /// is gone: a crash in between leaves either the old or the new. The slot stands at `lsn` or before.
     ///
     /// # Errors
     /// A statement fails; nothing is changed then.
@@ -68,7 +71,7 @@ impl Ledger {
         &self,
         snapshot: &str,
         lsn: Lsn,
-        system_id: &str,
+        (system_id, timeline): (&str, u32),
         sweep: bool,
         plan: &[(TableId, Vec<Range>)],
     ) -> Result<(), Problem> {
@@ -82,9 +85,9 @@ impl Ledger {
             .execute(
                 "INSERT INTO public.cdc_snapshot_job
                     (slot_name, snapshot_id, snapshot_lsn, started_at, completed, total_chunks, completed_chunks,
-                     writer, system_id, sweep)
-                 VALUES ($1, $2, $3, now() AT TIME ZONE 'UTC', FALSE, $4, 0, $5, $6, $7)",
-                &[&self.job, &snapshot, &lsn.to_string(), &total, &WRITER, &system_id, &sweep],
+                     writer, system_id, timeline, acknowledged_lsn, sweep)
+                 VALUES ($1, $2, $3, now() AT TIME ZONE 'UTC', FALSE, $4, 0, $5, $6, $7, $3, $8)",
+                &[&self.job, &snapshot, &lsn.to_string(), &total, &WRITER, &system_id, &i64::from(timeline), &sweep],
             )
             .await?;
         for (table, ranges) in plan {

@@ -61,7 +61,9 @@ ALTER TABLE public.cdc_snapshot_job
     ADD COLUMN IF NOT EXISTS keeper_lsn TEXT,
     ADD COLUMN IF NOT EXISTS keeper_pid INT,
     ADD COLUMN IF NOT EXISTS keeper_tables TEXT,
-    ADD COLUMN IF NOT EXISTS keeper_held TEXT[];
+    ADD COLUMN IF NOT EXISTS keeper_held TEXT[],
+    ADD COLUMN IF NOT EXISTS timeline BIGINT,
+    ADD COLUMN IF NOT EXISTS acknowledged_lsn TEXT;
 CREATE TABLE IF NOT EXISTS public.cdc_snapshot_tables (
     slot_name TEXT NOT NULL,
     table_schema TEXT NOT NULL,
@@ -82,7 +84,7 @@ const COMPLETE: &str = "
 SELECT NOT EXISTS (
     SELECT FROM (VALUES
         ('cdc_snapshot_chunks', 'attempts'), ('cdc_snapshot_chunks', 'rows_refused'),
-        ('cdc_snapshot_job', 'sweep'), ('cdc_snapshot_job', 'keeper_held'),
+        ('cdc_snapshot_job', 'sweep'), ('cdc_snapshot_job', 'keeper_held'), ('cdc_snapshot_job', 'acknowledged_lsn'),
         ('cdc_snapshot_tables', 'index_uuid')) AS needed (relname, attname)
     WHERE NOT EXISTS (
         SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
