@@ -65,7 +65,7 @@ pub async fn run(plan: &Plan, environment: &[(&'static str, String)], log: &Log)
     if let Some(broken) = &broken {
         log.add(format!("{:?}: {}", broken.rule, broken.how));
     }
-    let output = history.pipeline.output();
+    let output = format!("{}\n--- and the other\n{}", history.pipeline.output(), history.second.output());
     let transactions = history.sessions.transactions();
     history.end().await;
     Outcome { broken, output, transactions }
@@ -76,10 +76,12 @@ struct History {
     tables: Vec<Kind>,
     store: Store,
     pipeline: Pipeline,
+    /// Another process with the same configuration.
+    second: Pipeline,
     sessions: Sessions,
     log: Log,
     slot: String,
-    /// Columns were altered by the driver itself.
+    /// Items of the store when it said that it was paused.
     paused: Option<u64>,
     /// Ends that nobody asked for.
     ends: u32,
@@ -98,8 +100,12 @@ impl History {
         database.client.batch_execute("SET timezone = 'UTC'").await.unwrap();
         let store = Store::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), store::Options::default()).await.unwrap();
         let slot = format!("model_{}", database.name);
-        let mut pipeline = Pipeline::of(plan.schema.configuration(&database.config, &slot, &store.url()));
-        pipeline.environment(environment);
+        let process = || {
+            let mut process = Pipeline::of(plan.schema.configuration(&database.config, &slot, &store.url()));
+            process.environment(environment);
+            process
+        };
+        let (pipeline, second) = (process(), process());
         let mut clients = Vec::new();
         for _ in 0..plan.sessions {
             let client = shared_server().await.connect(&database.name).await.unwrap();
@@ -113,6 +119,7 @@ impl History {
             database,
             store,
             pipeline,
+            second,
             sessions,
             log,
             slot,
@@ -146,6 +153,20 @@ impl History {
             Step::Until(count) => self.sessions.until(*count).await,
             Step::Join => self.sessions.rest().await,
             Step::Start => self.start()?,
+            Step::Second => {
+                if !self.second_runs()? {
+                    self.second.start();
+                }
+            }
+            Step::Kill if self.second_runs()? => {
+                // What the first has sent arrives before the second sends the same.
+                self.store.clear_faults();
+                if self.running()? {
+                    self.pipeline.kill();
+                }
+                self.store.until_applied().await;
+                self.second_is_first();
+            }
             Step::Kill => {
                 if self.running()? {
                     self.pipeline.kill();
@@ -153,6 +174,7 @@ impl History {
                 self.down().await?;
             }
             Step::Terminate => {
+                self.only_the_leader().await?;
                 self.store.clear_faults();
                 if self.running()? {
                     signal(self.pipeline.pid(), Signal::SIGTERM);
@@ -252,6 +274,37 @@ impl History {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(false)
+    }
+
+    /// Whether a second process runs. One that has ended must have had a reason.
+    fn second_runs(&mut self) -> Result<bool, Broken> {
+        std::mem::swap(&mut self.pipeline, &mut self.second);
+        let paused = self.paused;
+        let runs = self.running();
+        self.paused = paused;
+        std::mem::swap(&mut self.pipeline, &mut self.second);
+        runs
+    }
+
+    fn second_is_first(&mut self) {
+        std::mem::swap(&mut self.pipeline, &mut self.second);
+        self.paused = None;
+        self.log.add("the second process goes on");
+    }
+
+    /// Of two processes the one that stands by is killed.
+    async fn only_the_leader(&mut self) -> Held {
+        if !self.second_runs()? {
+            return Ok(());
+        }
+        let leads = |status: Option<Status>| status.is_some_and(|status| status.phase != Phase::Standby);
+        if !self.running()? || !leads(self.pipeline.status().await) && leads(self.second.status().await) {
+            self.second_is_first();
+        }
+        if self.second_runs()? {
+            self.second.kill();
+        }
+        Ok(())
     }
 
     fn start(&mut self) -> Held {
@@ -396,6 +449,7 @@ impl History {
     async fn settle(&mut self) -> Held {
         self.sessions.rest().await;
         self.store.clear_faults();
+        self.only_the_leader().await?;
         self.resume().await?;
         for table in self.tables.clone() {
             self.ask(table, "resume").await;
@@ -458,6 +512,9 @@ impl History {
     async fn end(mut self) {
         if self.pipeline.has_ended().is_none() && self.pipeline.is_started() {
             self.pipeline.kill();
+        }
+        if self.second.has_ended().is_none() && self.second.is_started() {
+            self.second.kill();
         }
         drop(self.sessions);
         let client = &self.database.client;

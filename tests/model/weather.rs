@@ -17,7 +17,9 @@ pub enum Step {
     Join,
     /// A process starts, if none runs.
     Start,
-    /// SIGKILL. Then what is confirmed is compared with what the store has.
+    /// A second process on the same slot starts, if none runs.
+    Second,
+    /// SIGKILL; where a second process runs, that one goes on alone. Otherwise what is confirmed is compared with what the store has.
     Kill,
     /// SIGTERM, and the same.
     Terminate,
@@ -81,6 +83,8 @@ enum Scene {
     Resurrection,
     Cancelled,
     Fresh,
+    /// Two processes; the first is killed, and the second goes on.
+    Takeover,
 }
 
 const SCENES: &[(u32, Scene)] = &[
@@ -96,6 +100,7 @@ const SCENES: &[(u32, Scene)] = &[
     (3, Scene::Resnapshot),
     (3, Scene::Resurrection),
     (1, Scene::Cancelled),
+    (1, Scene::Takeover),
 ];
 
 /// Some of everything; the others look for one thing more closely.
@@ -177,7 +182,7 @@ pub const EMPTIED: Profile = Profile {
 
 /// All of them, the first most often.
 const PROFILES: &[(u32, Profile)] =
-    &[(8, EVERYTHING), (1, ORDER), (1, ANSWERS), (1, DELETES), (2, REWRITES), (1, LARGE), (1, EMPTIED)];
+    &[(8, EVERYTHING), (1, ORDER), (1, ANSWERS), (1, DELETES), (2, REWRITES), (1, LARGE), (1, EMPTIED), (1, TAKEOVER)];
 
 impl Profile {
     /// The profile of this name.
@@ -190,6 +195,23 @@ impl Profile {
         found.copied().ok_or_else(|| format!("the profiles are {}", names.join(", ")))
     }
 }
+
+/// Two processes on one slot, the first of which is killed while it copies, or later.
+pub const TAKEOVER: Profile = Profile {
+    name: "takeover",
+    tables: &[],
+    at_most: 3,
+    weights: Weights::EVERYTHING,
+    scenes: &[
+        (3, Scene::Takeover),
+        (1, Scene::Resnapshot),
+        (1, Scene::Cut),
+        (1, Scene::KillHeld),
+        (1, Scene::Terminate),
+    ],
+    count: (2, 4),
+    many_chunks: true,
+};
 
 /// Everything that a seed decides.
 #[derive(Clone, Debug)]
@@ -395,6 +417,12 @@ impl Writer<'_> {
                     self.changes();
                     self.add([Step::Delivered, Step::Forget, Step::Cancel(table), Step::Release]);
                 }
+            }
+            Scene::Takeover => {
+                self.add([Step::Second]);
+                self.go();
+                self.add([Step::Kill]);
+                self.go();
             }
             Scene::Fresh => {
                 // In the middle of a copy, then without a process, then again.
