@@ -368,6 +368,38 @@ async fn a_truncated_partition_is_remembered() {
     stop(engine).await;
 }
 
+/// One that was cut short leaves its chunks, which the other one must not take for its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_were_cut_short_are_both_made_again() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    rig.sql("CREATE TABLE atlases (id int PRIMARY KEY, title text); INSERT INTO atlases SELECT generate_series(1, 50)")
+        .await;
+    rig.sql("INSERT INTO books SELECT generate_series(1, 50)").await;
+    let mut config = rig.config(&["atlases", "books"]);
+    config.cdc.snapshot.workers = Some(1);
+    let engine = rig.run(config.clone()).await;
+    rig.hold(1);
+    again(&engine, "books").await;
+    rig.until_held().await;
+    again(&engine, "atlases").await;
+    rig.sql(
+        "INSERT INTO cdc_snapshot_chunks (slot_name, table_schema, table_name, chunk_index, chunk_start, chunk_size, status)
+         SELECT slot_name, 'public', 'atlases', -1, 0, 0, 'wanted' FROM cdc_snapshot_job",
+    )
+    .await;
+    stop(engine).await;
+    rig.store.clear_faults();
+    let engine = rig.run(config).await;
+    for table in ["atlases", "books"] {
+        wait_until("both are copied again", LIMIT, || async { noticed(&engine, &format!("{table}: copied again")) })
+            .await;
+    }
+    done(&engine).await;
+    rig.equal("books").await;
+    stop(engine).await;
+}
+
 /// A copied row that is on its way while it is deleted, and a copy that is given up before its end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn given_up_it_brings_no_deleted_row_back() {

@@ -217,10 +217,12 @@ impl Worker {
         copying.is_led().await?;
         let mut pass = copying.gate.enter();
         let mut splitter = Splitter::default();
+        // A resnapshot's only: another table's that was cut short has chunks in the ledger, too.
+        let tables: Vec<String> = copying.tables.keys().map(ToString::to_string).collect();
         let mut waits = false;
         while !self.stop.is_cancelled() {
             self.park(&mut pass).await?;
-            let claimed = copying.ledger.claim(1, &copying.held()).await?;
+            let claimed = copying.ledger.claim(1, &tables, &copying.held()).await?;
             let Some(chunk) = claimed.into_iter().next() else {
                 self.settle().await?;
                 if copying.ledger.unfinished(copying.tables.keys()).await? {

@@ -301,12 +301,12 @@ impl Ledger {
         Ok(())
     }
 
-    /// Claims up to `limit` chunks of tables that are not in `held`, in the order of the plan: pending ones, and those whose
+    /// Claims up to `limit` chunks of `tables` that are not in `held`, in the order of the plan: pending ones, and those whose
     /// process has ended (its backend is gone) or has given no sign of life for `claimTimeout` by the server's clock.
     ///
     /// # Errors
     /// The query fails.
-    pub async fn claim(&self, limit: i64, held: &[String]) -> Result<Vec<ChunkRow>, Problem> {
+    pub async fn claim(&self, limit: i64, tables: &[String], held: &[String]) -> Result<Vec<ChunkRow>, Problem> {
         // `MATERIALIZED`: joined into the UPDATE it might run more than once and lock more than it gives.
         let sql = format!(
             "WITH free AS MATERIALIZED (
@@ -314,7 +314,7 @@ impl Ledger {
                     AND (status = 'pending' OR status = 'in_progress' AND claimed_pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
                          AND (heartbeat_at < now() AT TIME ZONE 'UTC' - make_interval(secs => $5) OR claimed_pid IS NULL
                               OR NOT EXISTS (SELECT FROM pg_catalog.pg_stat_get_activity(claimed_pid))))
-                    AND NOT table_schema || '.' || table_name = ANY ($4)
+                    AND NOT table_schema || '.' || table_name = ANY ($4) AND table_schema || '.' || table_name = ANY ($6)
                  ORDER BY id LIMIT $3 FOR UPDATE SKIP LOCKED)
              UPDATE public.cdc_snapshot_chunks c SET status = 'in_progress', claimed_by = $2, attempts = attempts + 1,
                     claimed_pid = pg_catalog.pg_backend_pid(), claimed_at = now() AT TIME ZONE 'UTC',
@@ -324,7 +324,7 @@ impl Ledger {
         );
         let statement = self.claim.get_or_try_init(|| self.client.prepare(&sql)).await?;
         let timeout = self.claim_timeout.as_secs_f64();
-        let rows = self.client.query(statement, &[&self.job, &self.instance, &limit, &held, &timeout]).await?;
+        let rows = self.client.query(statement, &[&self.job, &self.instance, &limit, &held, &timeout, &tables]).await?;
         let mut chunks: Vec<_> = rows.iter().map(chunk_row).collect();
         chunks.sort_by_key(|chunk| chunk.id);
         lock(&self.claims).extend(chunks.iter().map(|chunk| (chunk.id, chunk.token)));
