@@ -28,6 +28,7 @@ async fn main() -> Outcome<()> {
         |name: &str, default: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     let rows = number("PGTIDE_BENCH_ROWS", 1_000_000);
     let rounds = number("PGTIDE_BENCH_ROUNDS", 3);
+    let transaction = number("PGTIDE_BENCH_TRANSACTION", 100).clamp(1, rows);
     let settings = [("max_wal_size", "8GB"), ("shared_buffers", "512MB"), ("max_slot_wal_keep_size", "-1")];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let server = Server::start(Options { settings, ..Options::default() }).await?;
@@ -56,17 +57,17 @@ async fn main() -> Outcome<()> {
         );
     }
 
-    println!("\nstream of {rows} inserts, 100 a transaction, from the slot's backlog");
+    println!("\nstream of {rows} inserts, {transaction} a transaction, from the slot's backlog");
     // The publication is there since the first copy.
     client.query("SELECT pg_create_logical_replication_slot('origin', 'pgoutput')", &[]).await?;
     let insert = format!(
         "DO $$ BEGIN FOR i IN 1..{} LOOP
              INSERT INTO users (name, email, age, bio)
              SELECT 'User ' || n, 'user' || n || '@example.com', 18 + n % 60, 'Reads, writes and waits for the tide ' || n % 97
-             FROM generate_series(1, 100) n;
+             FROM generate_series(1, {transaction}) n;
              COMMIT;
          END LOOP; END $$",
-        rows / 100
+        rows / transaction
     );
     client.batch_execute(&insert).await?;
     client.batch_execute("CHECKPOINT").await?;

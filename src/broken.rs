@@ -21,11 +21,11 @@ pub(crate) enum Rule {
     Lease,
 }
 
-/// The environment variable `PGTIDE_BROKEN` names this rule.
+/// The environment variable `PGTIDE_BROKEN` names this rule; several are parted by commas.
 #[cfg(debug_assertions)]
 pub(crate) fn broken(rule: Rule) -> bool {
-    static BROKEN: std::sync::LazyLock<Option<Rule>> = std::sync::LazyLock::new(|| {
-        let name = std::env::var("PGTIDE_BROKEN").ok()?;
+    static BROKEN: std::sync::LazyLock<Vec<Rule>> = std::sync::LazyLock::new(|| {
+        let names = std::env::var("PGTIDE_BROKEN").unwrap_or_default();
         let rules = [
             Rule::CommitVersion,
             Rule::AnswerFirst,
@@ -36,11 +36,14 @@ pub(crate) fn broken(rule: Rule) -> bool {
             Rule::ClaimToken,
             Rule::Lease,
         ];
-        let rule = rules.into_iter().find(|rule| format!("{rule:?}") == name);
-        tracing::warn!(?rule, "PGTIDE_BROKEN: a rule is broken on purpose, documents will not be equal to rows");
-        rule
+        let named = |rule: &Rule| names.split(',').any(|name| format!("{rule:?}") == name);
+        let broken: Vec<Rule> = rules.into_iter().filter(named).collect();
+        if !broken.is_empty() {
+            tracing::warn!(?broken, "PGTIDE_BROKEN: broken on purpose, documents will not be equal to rows");
+        }
+        broken
     });
-    *BROKEN == Some(rule)
+    BROKEN.contains(&rule)
 }
 
 #[cfg(not(debug_assertions))]

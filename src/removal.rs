@@ -41,13 +41,7 @@ impl Remains {
             true => slot::find(&client, &cdc.slot.name).await?.map(|info| (cdc.slot.name.clone(), info)),
             false => None,
         };
-        if let Some((name, info)) = &slot {
-            match slot::usable(name, info, &cdc.database).and_then(|()| slot::free(name, info)) {
-                // Lost, it is good for nothing but to be removed.
-                Err(problem) if problem.kind != ProblemKind::Gap => return Err(problem),
-                _ => {}
-            }
-        }
+        // Before the slot: whoever streams for the job has both.
         if !snapshot::try_lock(&client, &job).await? {
             return Err(Problem::new(
                 ProblemKind::Setup,
@@ -55,11 +49,21 @@ impl Remains {
                 "Stop it first. Nothing was removed.",
             ));
         }
-        let publication = match streams {
+        if let Some((name, info)) = &slot {
+            match slot::usable(name, info, &cdc.database).and_then(|()| slot::free(name, info)) {
+                // Lost, it is good for nothing but to be removed.
+                Err(problem) if problem.kind != ProblemKind::Gap => return Err(problem),
+                _ => {}
+            }
+        }
+        let ledger = Recorded::read(&client, &job).await?;
+        let mut publication = match streams {
             true => publication::maker(&client, &cdc.publication.name, &job).await?,
             false => None,
         };
-        let ledger = Recorded::read(&client, &job).await?;
+        if publication == Some(Maker::Pgtide) && ledger.tables && shared(&client, &cdc.publication.name, &job).await? {
+            publication = Some(Maker::Shared);
+        }
         let others = "SELECT count(*) FROM pg_catalog.pg_stat_activity
                       WHERE datname = pg_catalog.current_database() AND starts_with(application_name, 'pgtide ledger ')";
         let idle = client.query_one(others, &[]).await?.get::<_, i64>(0) == 0;
@@ -106,6 +110,23 @@ impl Remains {
         }
         Recorded::remove(&self.client, &self.job, self.ledger_tables).await
     }
+}
+
+/// The ledger has tables of another job that this publication publishes.
+async fn shared(client: &Client, publication: &str, job: &str) -> Result<bool, Problem> {
+    // An older ledger does not have it.
+    let there = "SELECT pg_catalog.to_regclass('public.cdc_snapshot_tables') IS NOT NULL";
+    if !client.query_one(there, &[]).await?.get::<_, bool>(0) {
+        return Ok(false);
+    }
+    let row = client
+        .query_one(
+            "SELECT EXISTS (SELECT FROM public.cdc_snapshot_tables t JOIN pg_catalog.pg_publication p ON p.pubname = $1
+                            WHERE t.slot_name <> $2 AND t.definition::jsonb #>> '{publication,oid}' = p.oid::text)",
+            &[&publication, &job],
+        )
+        .await?;
+    Ok(row.get(0))
 }
 
 /// The tables whose replica identity the configuration sets, as far as they have it.

@@ -35,18 +35,22 @@ fn slow(rig: &Rig) {
     rig.store.inject(Fault::new(Effect::Delay { milliseconds: 20 }));
 }
 
+/// What a connection is for; that of the ledger has its process's name behind it.
+const PURPOSE: &str = "regexp_replace(substr(application_name, 8), '^ledger .*', 'ledger')";
+
 /// The purposes of the connections that there are, as `pg_stat_activity` names them.
 async fn connections(rig: &Rig) -> BTreeSet<String> {
-    let sql = "SELECT substr(application_name, 8) FROM pg_stat_activity
-               WHERE datname = current_database() AND application_name LIKE 'pgtide %'";
-    rig.client.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+    let sql = format!(
+        "SELECT {PURPOSE} FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgtide %'"
+    );
+    rig.client.query(&sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
 
 /// Ends every connection of a purpose, once there is one.
 async fn end(rig: &Rig, purpose: &str) {
     let sql = format!(
         "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) AS ended FROM pg_stat_activity
-         WHERE datname = current_database() AND application_name = 'pgtide {purpose}') e WHERE ended"
+         WHERE datname = current_database() AND application_name LIKE 'pgtide %' AND {PURPOSE} = '{purpose}') e WHERE ended"
     );
     wait_until(&format!("there is a connection for {purpose}"), LIMIT, || async { rig.count(&sql).await > 0 }).await;
 }
@@ -62,9 +66,14 @@ async fn recovers(rig: &Rig, engine: &Engine, what: &str) {
     })
     .await;
     rig.sql("UPDATE a SET title = 'once more' WHERE id % 9 = 0; DELETE FROM a WHERE id % 50 = 1").await;
+    // A connection that is seldom used may be missed only now.
+    wait_until(&format!("nothing is in the way after {what}"), LIMIT, || async {
+        let status = engine.status();
+        status.phase == Phase::Streaming && status.problem.is_none()
+    })
+    .await;
     rig.equal("a").await;
-    let status = engine.status();
-    assert_eq!((status.problem, status.sink.rejected), (None, 0), "{what}");
+    assert_eq!(engine.status().sink.rejected, 0, "{what}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

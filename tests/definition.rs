@@ -20,7 +20,7 @@ const TABLE: &str = "CREATE TYPE mood AS ENUM ('good', 'bad');
     CREATE PUBLICATION p FOR TABLE t";
 
 /// What changes documents, what is said of it, and by what they are named.
-const OUTDATED: [(&str, &str, &str); 13] = [
+const OUTDATED: [(&str, &str, &str); 15] = [
     ("ALTER TABLE t ADD c int", "columns", "id"),
     ("ALTER TABLE t ADD c int DEFAULT 7", "columns", "id"),
     ("ALTER TABLE t ADD c text DEFAULT clock_timestamp()", "columns", "id"),
@@ -30,6 +30,9 @@ const OUTDATED: [(&str, &str, &str); 13] = [
     ("ALTER TABLE t ADD c int; UPDATE t SET c = 1 WHERE id < 3; ALTER TABLE t DROP c", "columns", "id"),
     ("ALTER TABLE t ALTER v TYPE text", "type", "id"),
     ("ALTER TABLE t ALTER n TYPE numeric(10, 4)", "type", "id"),
+    // To the type that it has: the values are others all the same.
+    ("ALTER TABLE t ALTER v TYPE int USING v * 10", "type", "id"),
+    ("ALTER TABLE t ALTER n TYPE numeric(10, 0); ALTER TABLE t ALTER n TYPE numeric(10, 2)", "type", "id"),
     ("ALTER TYPE mood RENAME VALUE 'bad' TO 'sad'", "type", "id"),
     ("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (number)", "key", "number"),
     (

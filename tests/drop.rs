@@ -75,7 +75,7 @@ async fn everything_of_a_pipeline_goes_once_it_is_stopped() {
 
     let running = file.drop(&["--yes"]);
     assert_eq!(running.status.code(), Some(4), "{running:?}");
-    assert!(stderr(&running).contains("is held by another process"), "{running:?}");
+    assert!(stderr(&running).contains("a pgtide works on"), "{running:?}");
     assert_eq!(left(&rig).await, (1, 1, 2));
     stop(engine).await;
 
@@ -142,9 +142,14 @@ async fn a_publication_can_be_kept_and_that_of_another_slot_is() {
     assert_eq!(kept.status.code(), Some(0), "{kept:?}");
     assert_eq!(left(&rig).await, (0, 1, 0));
 
-    let mut renamed = config;
+    let mut renamed = config.clone();
     renamed.cdc.slot.name = format!("{}_two", rig.name);
     stop(rig.run(renamed.clone()).await).await;
+    // It is published for the other one as well by now, whoever made it.
+    stop(rig.run(config.clone()).await).await;
+    let shared = File::of(&config, "DEFAULT").drop(&["--yes"]);
+    assert!(stdout(&shared).contains("the tables of another slot are published by it as well"), "{shared:?}");
+    assert_eq!(left(&rig).await.1, 1);
     let done = File::of(&renamed, "DEFAULT").drop(&["--yes"]);
     assert!(stdout(&done).contains("made by pgtide for another slot"), "{done:?}");
     assert_eq!(left(&rig).await, (0, 1, 0));

@@ -77,6 +77,25 @@ async fn a_long_pause_lets_the_snapshot_of_the_copy_go() {
     stop(engine).await;
 }
 
+/// The pause begins in the last chunk: when the snapshot is let go there is nothing left to copy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_pause_in_the_last_chunk_ends() {
+    let (rig, mut config) = rig(&["a"]).await;
+    config.cdc.snapshot.chunk_size = 10_000;
+    config.elasticsearch.batch_size_limit = 10_000;
+    rig.hold(1);
+    let engine = rig.start(config);
+    rig.until_held().await;
+    engine.control().send(Command::Pause).await.unwrap();
+    rig.store.clear_faults();
+    released(&rig, &engine).await;
+    assert_eq!(completed(&rig).await.len(), 1);
+    engine.control().send(Command::Resume).await.unwrap();
+    live(&engine).await;
+    rig.equal("a").await;
+    stop(engine).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tables_that_are_held_for_long_let_the_snapshot_go() {
     let (rig, config) = rig(&["a", "b"]).await;

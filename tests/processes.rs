@@ -300,11 +300,12 @@ async fn a_helper_hangs() {
     assert!(helper.output().contains("another process has taken over"), "{}", helper.output());
 }
 
-/// The same without the token of claims: what it completes late is counted once more.
+/// The same without the token of claims: what it completes late is counted once more. Without the lease either, which
+/// would keep it from sending what it then completes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_helper_hangs_and_shows_no_token() {
     let job = Job::new().await;
-    let (chunks, _leader, _helper) = hang(&job, Some("ClaimToken")).await;
+    let (chunks, _leader, _helper) = hang(&job, Some("ClaimToken,Lease")).await;
     let sql = "SELECT completed_chunks::int8 FROM cdc_snapshot_job WHERE slot_name = $1";
     wait_until("more chunks are completed than there are", LIMIT, || async {
         let count: i64 = job.client.query_one(sql, &[&job.name]).await.unwrap().get(0);

@@ -116,6 +116,7 @@ fn staying(remains: &Remains, config: &Config, publication: bool) -> Vec<String>
     {
         let why = match maker {
             Maker::Pgtide => "as asked for",
+            Maker::Shared => "the tables of another slot are published by it as well",
             Maker::OtherSlot => "made by pgtide for another slot",
             Maker::Other => "not made by pgtide, or by one that left no mark",
         };

@@ -37,6 +37,9 @@ struct Column {
     name: String,
     r#type: u32,
     modifier: i32,
+    /// The transaction that altered it last.
+    #[serde(default)]
+    altered: String,
     /// `pg_attrdef.oid` of a generated column.
     expression: Option<u32>,
     /// Of an enum: the words of its values.
@@ -166,6 +169,7 @@ fn sql(server: u32) -> String {
              'columns', (
                  SELECT coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
                      'number', a.attnum, 'name', a.attname, 'type', a.atttypid::int8, 'modifier', a.atttypmod,
+                     'altered', a.xmin::text,
                      'expression', (SELECT d.oid::int8 FROM pg_catalog.pg_attrdef d
                                     WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.attgenerated <> ''),
                      'labels', (SELECT pg_catalog.jsonb_object_agg(e.oid::text, e.enumlabel) FROM pg_catalog.pg_type t
@@ -287,10 +291,11 @@ impl Column {
         let renamed = |(value, word): (&u32, &String)| {
             now.labels.as_ref().and_then(|labels| labels.get(value)).is_some_and(|other| other != word)
         };
-        // Another modifier alone changes values only by rewriting them.
-        let retyped = (self.r#type, self.modifier) != (now.r#type, now.modifier);
+        // ALTER TYPE changes values only by rewriting them, to the type that they have as well (USING). What else rewrites
+        // a table, as VACUUM FULL, leaves its columns' rows in the catalog alone.
+        let altered = self.altered != now.altered;
         alike
-            && !(rewritten && retyped)
+            && !(rewritten && altered)
             && self.expression == now.expression
             && !self.labels.iter().flatten().any(renamed)
     }

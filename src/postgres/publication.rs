@@ -143,6 +143,8 @@ fn mark(slot: &str) -> String {
 pub enum Maker {
     /// pgtide, for the slot in question.
     Pgtide,
+    /// pgtide, for the slot in question, and others stream from it as well.
+    Shared,
     /// pgtide, for another slot.
     OtherSlot,
     /// Somebody else, or a pgtide that left no mark.

@@ -202,12 +202,13 @@ impl Context {
         }
     }
 
-    /// Ends when the operator wants work on one of these tables: the pause is over, and not each of them is held.
+    /// Ends when the operator wants work on one of these tables: the pause is over, and not each of them is held. Without
+    /// a table, as the last chunk may have ended in the pause, the pause alone counts.
     async fn resumed(&self, tables: &[usize]) {
         let mut pass = self.gate.enter();
         loop {
             pass.wait().await;
-            if tables.iter().any(|number| !self.counters.tables[*number].paused.load(Relaxed)) {
+            if tables.is_empty() || tables.iter().any(|number| !self.counters.tables[*number].paused.load(Relaxed)) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;

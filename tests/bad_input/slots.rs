@@ -94,7 +94,7 @@ async fn a_second_pgtide_stands_by_and_the_first_goes_on() {
     second.terminate();
     let second = case.ended(second, SOON).await;
     assert_eq!(second.code, Some(0), "{second}");
-    assert!(second.stdout.contains(&format!("STANDBY    {leader} leads; takes over when it ends")), "{second}");
+    assert!(second.stderr.contains(&format!("{leader} leads: this process stands by, and takes over")), "{second}");
     first.terminate();
     let first = case.ended(first, SOON).await;
     assert_eq!(first.code, Some(0), "{first}");
