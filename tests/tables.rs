@@ -116,6 +116,20 @@ async fn a_table_is_added_to_a_copy_that_is_done() {
     ended(&mut engine).await.unwrap();
     let (before, documents) = (copies(&rig, "a").await, rig.documents("a"));
     rig.sql("UPDATE a SET title = 'not copied again'").await;
+    // Ended in the middle, changed, and begun again: one table is of one snapshot.
+    rig.sql("TRUNCATE b; INSERT INTO b SELECT n, rpad('x', 1000, 'y') FROM generate_series(1, 200) n; ANALYZE b").await;
+    rig.sql(&format!("CREATE PUBLICATION {} FOR ALL TABLES", rig.name)).await;
+    let mut config = once(&rig, &["a", "b"]);
+    config.cdc.snapshot.workers = Some(1);
+    config.cdc.snapshot.chunk_size = 10;
+    config.elasticsearch.batch_size_limit = 10;
+    rig.hold_after(6, 1);
+    let engine = rig.start(config);
+    rig.until_held().await;
+    stop(engine).await;
+    rig.store.clear_faults();
+    assert!(rig.documents("b").len() > 10);
+    rig.sql("DELETE FROM b WHERE id < 4; UPDATE b SET title = 'meanwhile' WHERE id > 150").await;
     let mut engine = rig.start(once(&rig, &["a", "b"]));
     ended(&mut engine).await.unwrap();
     rig.equal_now("b").await;

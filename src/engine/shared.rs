@@ -219,13 +219,17 @@ impl Shared {
 
     /// Moves on to Streaming when the backlog is empty.
     pub(super) fn caught_up(&self) {
-        if self.phase() == Phase::CatchUp && self.counters.confirmed_lsn.load(Relaxed) >= self.catch_up.load(Relaxed) {
+        let caught_up = self.counters.confirmed_lsn.load(Relaxed) >= self.catch_up.load(Relaxed);
+        if self.phase() == Phase::Streaming || self.phase() == Phase::CatchUp && caught_up {
             for table in &self.counters.tables {
-                if table.state() == TableState::CatchUp {
+                // One that waits to be copied may have no documents yet.
+                if table.state() == TableState::CatchUp && !table.resnapshot.load(Relaxed) {
                     table.set_state(TableState::Live);
                 }
             }
-            self.set_phase(Phase::Streaming, None);
+            if self.phase() == Phase::CatchUp {
+                self.set_phase(Phase::Streaming, None);
+            }
         }
         // A table that is being copied again is not live, and one that waits for that is not either.
         if self.phase() == Phase::Streaming && !self.counters.tables.iter().any(|table| table.resnapshot.load(Relaxed))

@@ -465,7 +465,9 @@ async fn go_on(
         let known = by_table.remove(id).unwrap_or_default();
         if known.is_empty() {
             if !ledger.has_pending(id).await? {
-                ledger.replan(id, began, &context.plan(&table).await?).await?;
+                // Later than the job: documents of an earlier life are swept.
+                let lsn = if streams { began } else { keeper.lsn };
+                ledger.replan(id, lsn, &context.plan(&table).await?).await?;
                 ledger.define(id, &table.seen).await?;
                 going_on.push(table);
             }
@@ -473,7 +475,8 @@ async fn go_on(
         }
         let seen = remembered.get(id).and_then(|remembered| remembered.seen.as_ref());
         let done = known.iter().all(|chunk| chunk.completed);
-        let Some(reason) = in_the_way(&table, &known, seen.map(|seen| &seen.definition)) else {
+        let unseen = (!streams && !done).then_some("no stream brings what was changed since");
+        let Some(reason) = in_the_way(&table, &known, seen.map(|seen| &seen.definition)).or(unseen) else {
             going_on.push(table);
             continue;
         };
