@@ -81,12 +81,22 @@ async fn quiet(rig: &Rig, engine: &Engine) {
     rig.equal("parts").await;
 }
 
+/// A walsender of PostgreSQL 14 that has seen a change of a table publishes nothing of it once it is attached
+/// (docs/operations.md).
+async fn unheard_of(rig: &Rig, said: &str) -> bool {
+    said == "a partition was attached"
+        && rig.count("SELECT current_setting('server_version_num')::int8").await < 150_000
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_stream_does_not_tell_is_noticed_while_it_runs() {
     for via_root in [true, false] {
         for (sql, said) in SILENT {
             let rig = Rig::new().await;
             rig.sql(PARTS).await;
+            if unheard_of(&rig, said).await {
+                continue;
+            }
             let engine = rig.run(config(&rig, via_root)).await;
             each(&rig, sql).await;
             wait_until(&format!("{sql}: it is noticed"), LIMIT, || async { noticed(&engine, said) }).await;
@@ -102,6 +112,9 @@ async fn what_the_stream_does_not_tell_is_noticed_at_the_next_start() {
         for (sql, said) in SILENT {
             let rig = Rig::new().await;
             rig.sql(PARTS).await;
+            if unheard_of(&rig, said).await {
+                continue;
+            }
             let engine = rig.run(config(&rig, via_root)).await;
             stop(engine).await;
             rig.sql("UPDATE parts SET v = 'waits' WHERE id = 120").await;
