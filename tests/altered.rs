@@ -4,7 +4,7 @@
 
 mod support;
 
-use pgtide::engine::{Command, Engine, Phase, TableState};
+use pgtide::engine::{Command, Engine, Notice, Phase, TableState};
 use pgtide::table::TableId;
 use support::pipeline::{LIMIT, Rig, live, stop};
 use support::wait_until;
@@ -135,8 +135,14 @@ async fn tables_altered_while_the_slot_is_made() {
 
     // The same for a copy made again.
     let open = open_transaction(&rig).await;
+    let told = || {
+        let waiting = |notice: &&Notice| notice.text.starts_with("waiting for PostgreSQL to make the slot");
+        engine.status().notices.iter().filter(waiting).count()
+    };
+    let before = told();
     again(&engine, "parts").await;
     slot_waits(&rig).await;
+    wait_until("it says what the copy waits for", LIMIT, || async { told() > before }).await;
     rig.sql("ALTER TABLE parts DETACH PARTITION parts_1").await;
     rig.sql("CREATE TABLE parts_4 (LIKE parts INCLUDING ALL); INSERT INTO parts_4 SELECT n, 'x' FROM generate_series(3001, 3050) n")
         .await;

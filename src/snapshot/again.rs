@@ -57,10 +57,8 @@ async fn again_recorded(
     // Until the sweep has ended: whatever cuts this short, it is done again from its beginning.
     let wish = ledger.want(&mapping.table).await?;
     let temporary = temporary_slot();
-    let (keeper, tables) = tokio::select! {
-        taken = Keeper::take(context, Origin::TemporarySlot(&temporary), std::slice::from_ref(mapping)) => taken?,
-        () = stop.cancelled() => return Err(copy::stopped()),
-    };
+    let origin = Origin::TemporarySlot(&temporary);
+    let (keeper, tables) = Keeper::take(context, origin, std::slice::from_ref(mapping), stop).await?;
     let [table] = tables.as_slice() else { return Ok(Ended::Copied) };
     let version = keeper.lsn.0.saturating_sub(1);
     let ranges = context.plan(table).await?;

@@ -23,13 +23,6 @@ use crate::status::{Level, TableState};
 use crate::table::TableId;
 use crate::telemetry::Counters;
 
-/// A slot that takes so long to make waits for somebody.
-const LONG_TAKE: Duration = Duration::from_secs(3);
-const OPEN_TRANSACTIONS: &str = "waiting for PostgreSQL to make the slot: it does so once every transaction that is open now \
-                                 has ended, in whatever database. See them: SELECT pid, datname, xact_start, query FROM \
-                                 pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start; and the prepared \
-                                 ones: SELECT gid, database, prepared FROM pg_prepared_xacts";
-
 /// The first copy, begun or gone on with.
 ///
 /// `slot`: ours, if it is there already.
@@ -73,19 +66,9 @@ pub async fn initial(
         (true, false) => Origin::NewSlot(slot_name),
         (true, true) => Origin::TemporarySlot(&temporary),
     };
-    let take = Keeper::take(context, origin, wanted);
-    tokio::pin!(take);
-    let mut told = false;
-    let (keeper, tables) = loop {
-        tokio::select! {
-            taken = &mut take => break taken?,
-            () = context.stop.cancelled() => return Err(copy::stopped()),
-            problem = ledger.lost() => return Err(problem),
-            () = tokio::time::sleep(LONG_TAKE), if !told => {
-                told = true;
-                context.counters.notice(Level::Warn, OPEN_TRANSACTIONS);
-            }
-        }
+    let (keeper, tables) = tokio::select! {
+        taken = Keeper::take(context, origin, wanted, &context.stop) => taken?,
+        problem = ledger.lost() => return Err(problem),
     };
     if !slot && streams {
         context.counters.notice(Level::Info, format!("slot {slot_name} created at {}", keeper.lsn));

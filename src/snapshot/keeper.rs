@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_util::sync::CancellationToken;
 
+use super::copy::stopped;
 use super::plan::Range;
 use super::{Context, Table};
 use crate::broken::{Rule, broken};
@@ -18,10 +20,17 @@ use crate::postgres::definition::{Seen, look};
 use crate::postgres::preflight;
 use crate::postgres::replication::{Session, SlotKind};
 use crate::problem::{Problem, ProblemKind};
+use crate::status::Level;
 use crate::table::{TableId, quote_literal};
 
 /// How often the keeper's session is asked whether it lives.
 const LIFE_SIGN: Duration = Duration::from_secs(1);
+/// A slot that takes so long to make waits for somebody.
+const LONG_TAKE: Duration = Duration::from_secs(3);
+const OPEN_TRANSACTIONS: &str = "waiting for PostgreSQL to make the slot: it does so once every transaction that is open now \
+                                 has ended, in whatever database. See them: SELECT pid, datname, xact_start, query FROM \
+                                 pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start; and the prepared \
+                                 ones: SELECT gid, database, prepared FROM pg_prepared_xacts";
 
 /// Which slot the snapshot comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,12 +59,33 @@ pub struct Keeper {
 
 impl Keeper {
     /// Takes a snapshot and locks the tables in `ACCESS SHARE` mode without waiting. Gives them as the catalog has
-    /// them under the lock: a slot may take hours to make, in which they may be altered.
+    /// them under the lock: a slot may take hours to make, in which they may be altered; a notice says what for.
     ///
     /// # Errors
     /// No slot is free, a table is gone or locked by somebody else, or was rewritten between the snapshot and the
-    /// lock. Then the slot that was created is gone again.
+    /// lock. Then the slot that was created is gone again. `stop` is cancelled.
     pub(super) async fn take(
+        context: &Context,
+        origin: Origin<'_>,
+        wanted: &[Arc<TableMapping>],
+        stop: &CancellationToken,
+    ) -> Result<(Self, Vec<Table>), Problem> {
+        let taken = Self::take_silently(context, origin, wanted);
+        tokio::pin!(taken);
+        let mut told = false;
+        loop {
+            tokio::select! {
+                taken = &mut taken => return taken,
+                () = stop.cancelled() => return Err(stopped()),
+                () = tokio::time::sleep(LONG_TAKE), if !told => {
+                    told = true;
+                    context.counters.notice(Level::Warn, OPEN_TRANSACTIONS);
+                }
+            }
+        }
+    }
+
+    async fn take_silently(
         context: &Context,
         origin: Origin<'_>,
         wanted: &[Arc<TableMapping>],
