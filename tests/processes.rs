@@ -191,6 +191,8 @@ async fn share(count: usize) {
     processes[0].start();
     job.chunks_when("the copy has begun", |chunks| done(chunks) > 0).await;
     for process in &mut processes[1..] {
+        // The same cluster by another name.
+        process.set("/elasticsearch/urls", serde_json::json!([job.store.url().replace("127.0.0.1", "localhost")]));
         process.start();
     }
     for process in &mut processes[1..] {
@@ -494,18 +496,29 @@ async fn the_leader_hangs() {
 async fn a_process_of_another_configuration_does_not_help() {
     let job = Job::new().await;
     job.slow(40);
-    let (mut one, mut two) = (job.process("one"), job.process("two"));
+    let (mut one, mut two, mut three) = (job.process("one"), job.process("two"), job.process("three"));
     two.set("/cdc/snapshot/queryCondition", "id < 100");
+    let elsewhere = Store::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), store::Options::default()).await.unwrap();
+    three.set("/elasticsearch/urls", serde_json::json!([elsewhere.url()]));
     one.start();
     job.chunks_when("the copy has begun", |chunks| done(chunks) > 0).await;
     two.start();
+    three.start();
     let idle = |status: &Status| status.standby.as_ref().is_some_and(|standby| standby.idle.is_some());
-    let status = two.wait("it says why it does not help", LIMIT, idle).await;
-    let standby = status.standby.unwrap();
-    assert!(standby.idle.as_ref().unwrap().contains("condition of public.items differ"), "{standby:?}");
+    for (process, why) in [
+        (&mut two, "condition of public.items differ"),
+        (&mut three, "another Elasticsearch cluster than this configuration's"),
+    ] {
+        let status = process.wait("it says why it does not help", LIMIT, idle).await;
+        let standby = status.standby.unwrap();
+        assert!(standby.idle.as_ref().unwrap().contains(why), "{standby:?}");
+    }
     one.wait("it streams", LIMIT, streams).await;
-    let status = two.wait("it stands by", LIMIT, |status| status.tables[0].state == TableState::Standby).await;
-    assert_eq!(status.tables[0].rows_copied, 0);
+    for process in [&mut two, &mut three] {
+        let status = process.wait("it stands by", LIMIT, |status| status.tables[0].state == TableState::Standby).await;
+        assert_eq!(status.tables[0].rows_copied, 0);
+    }
+    assert!(elsewhere.documents("items").is_empty());
     assert_eq!(completed_by(&job.chunks().await), ["one".to_owned()].into());
     job.is_exact().await;
 }

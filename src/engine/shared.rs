@@ -277,6 +277,7 @@ impl Shared {
         Context {
             config: Arc::clone(&self.options.config),
             sink: self.sink.clone(),
+            cluster: lock(&self.sink_info).as_ref().map(|info| info.cluster.clone()).unwrap_or_default(),
             counters: Arc::clone(&self.counters),
             handler: self.options.handler.clone(),
             gate: self.gate.clone(),

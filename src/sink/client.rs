@@ -85,6 +85,8 @@ pub struct ServerInfo {
     pub distribution: String,
     /// Its version; none where it does not tell.
     pub version: Option<String>,
+    /// What names its cluster: the uuid, whatever URL was asked; where it does not tell, all our URLs.
+    pub cluster: String,
 }
 
 impl Client {
@@ -147,6 +149,12 @@ impl Client {
     #[must_use]
     pub fn url(&self) -> String {
         self.urls.first().map(|node| shown(&node.url)).unwrap_or_default()
+    }
+
+    fn all_urls(&self) -> String {
+        let mut urls: Vec<String> = self.urls.iter().map(|node| shown(&node.url)).collect();
+        urls.sort_unstable();
+        urls.join(" ")
     }
 
     /// `compressionEnabled`.
@@ -254,6 +262,7 @@ impl Client {
             version: Version,
             #[serde(default)]
             tagline: String,
+            cluster_uuid: Option<String>,
         }
         #[derive(Deserialize)]
         struct Version {
@@ -265,6 +274,9 @@ impl Client {
         match answer.status {
             200 => {
                 let root = serde_json::from_slice::<Root>(&answer.body).ok();
+                // `_na_` until the cluster has a master.
+                let uuid = root.as_ref().and_then(|root| root.cluster_uuid.clone()).filter(|uuid| uuid != "_na_");
+                let cluster = uuid.unwrap_or_else(|| self.all_urls());
                 let known = root.and_then(|root| match root.version.distribution {
                     Some(distribution) => Some((distribution, root.version.number)),
                     None if elastic || root.tagline == "You Know, for Search" => {
@@ -273,7 +285,7 @@ impl Client {
                     None => None,
                 });
                 match known {
-                    Some((distribution, version)) => Ok(ServerInfo { distribution, version: Some(version) }),
+                    Some((distribution, version)) => Ok(ServerInfo { distribution, version: Some(version), cluster }),
                     None => Err(SinkError::NotElasticsearch {
                         url: answer.url,
                         reason: "its root page does not name version and distribution".to_owned(),
@@ -282,7 +294,9 @@ impl Client {
             }
             401 | 403 | 429 | 500.. => Err(answer.into_error()),
             // Some builds do not allow GET / and are Elasticsearch all the same.
-            _ if elastic => Ok(ServerInfo { distribution: "elasticsearch".to_owned(), version: None }),
+            _ if elastic => {
+                Ok(ServerInfo { distribution: "elasticsearch".to_owned(), version: None, cluster: self.all_urls() })
+            }
             status => Err(SinkError::NotElasticsearch { url: answer.url, reason: format!("GET / gives {status}") }),
         }
     }

@@ -48,6 +48,8 @@ pub struct Context {
     pub config: Arc<Config>,
     /// Where documents go.
     pub sink: Sink,
+    /// What named its cluster when this process connected: [`ServerInfo::cluster`](crate::sink::ServerInfo::cluster).
+    pub cluster: String,
     /// Where progress is shown.
     pub counters: Arc<Counters>,
     /// An embedder's code.
@@ -122,7 +124,8 @@ impl Context {
     ) -> Result<Option<Copied>, Problem> {
         let shared = deletes.is_none();
         let tables: Vec<_> = tables.iter().map(|table| copy_table(&table.mapping, &table.ready)).collect();
-        let offer = Offer { snapshot: keeper.snapshot.clone(), lsn: keeper.lsn, tables: self.plan_of(&tables) };
+        let offer =
+            Offer { snapshot: keeper.snapshot.clone(), lsn: keeper.lsn, tables: self.plan_of(&tables, &self.cluster) };
         let copying = Arc::new(Copying { deletes, ..self.copying(ledger, offer, tables, stop) });
         // Its rows may be of any transaction until then.
         self.counters.applied_lsn.fetch_max(keeper.lsn.0, Relaxed);

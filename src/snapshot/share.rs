@@ -19,16 +19,20 @@ use crate::problem::{Problem, ProblemKind};
 /// How often the leader looks at what it has to tell the others, and at what they have done.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// No table is named so.
+const CLUSTER: &str = "";
+
 impl Context {
-    /// What a copy takes from each table, in a form that two processes can compare: the table's name, and a digest of its
-    /// index, columns and condition.
-    pub(super) fn plan_of(&self, tables: &[CopyTable]) -> String {
+    /// What a copy takes from each table and where to, in a form that two processes can compare: the table's name, and a
+    /// digest of its index, columns and condition; the `cluster` under [`CLUSTER`].
+    pub(super) fn plan_of(&self, tables: &[CopyTable], cluster: &str) -> String {
         let of = |table: &CopyTable| {
             let columns = format!("{:?}", table.shape.columns());
             let parts = json!([table.mapping.index, columns, table.condition, self.handler.is_some()]);
             (table.mapping.table.to_string(), json!(format!("{:x}", md5::compute(parts.to_string()))))
         };
-        serde_json::Value::Object(tables.iter().map(of).collect()).to_string()
+        let cluster = (CLUSTER.to_owned(), json!(cluster));
+        serde_json::Value::Object(tables.iter().map(of).chain([cluster]).collect()).to_string()
     }
 }
 
@@ -36,7 +40,14 @@ impl Context {
 fn differs(theirs: &str, ours: &str) -> Option<String> {
     let parse =
         |text: &str| serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text).unwrap_or_default();
-    let (theirs, ours) = (parse(theirs), parse(ours));
+    let (mut theirs, mut ours) = (parse(theirs), parse(ours));
+    if theirs.remove(CLUSTER) != ours.remove(CLUSTER) {
+        return Some(
+            "it copies into another Elasticsearch cluster than this configuration's, or into one that does not say which it \
+             is (`cluster_uuid` of GET /)"
+                .to_owned(),
+        );
+    }
     if let Some((table, _)) = theirs.iter().find(|(table, _)| !ours.contains_key(*table)) {
         return Some(format!("it copies {table}, which is not in this configuration"));
     }
@@ -106,8 +117,8 @@ impl Share {
 /// cancelled. What was claimed and not completed is given back in the end.
 ///
 /// # Errors
-/// This configuration would copy something else, and is not transient; the offer has ended, or PostgreSQL fails, which
-/// is. The index holds documents of another server's making.
+/// This configuration would copy something else or elsewhere, and is not transient; the offer has ended, PostgreSQL or
+/// Elasticsearch fails, which is. The index holds documents of another server's making.
 pub async fn help(
     context: &Context,
     ledger: &Arc<Ledger>,
@@ -123,11 +134,13 @@ pub async fn help(
     let ready = preflight::look(&control, &context.config, &server, &ids, need_key).await?;
     drop(control);
     let tables: Vec<_> = wanted.iter().zip(&ready).map(|(mapping, ready)| copy_table(mapping, ready)).collect();
-    if let Some(why) = differs(&offered.offer.tables, &context.plan_of(&tables)) {
+    // Of now: this process may have stood by for long.
+    let cluster = context.sink.client().info().await?.cluster;
+    if let Some(why) = differs(&offered.offer.tables, &context.plan_of(&tables, &cluster)) {
         return Err(Problem::new(
             ProblemKind::Setup,
             why,
-            "Give both the same tables, indices, columns and conditions.",
+            "Give both the same `elasticsearch.urls`, tables, indices, columns and conditions.",
         ));
     }
     let copying =

@@ -12,6 +12,10 @@ async fn info(reply: impl Fn() -> Reply + Send + Sync + 'static) -> Result<Serve
     Client::new(&config(&server.url)).unwrap().info().await
 }
 
+async fn told(reply: impl Fn() -> Reply + Send + Sync + 'static) -> Result<(String, Option<String>), SinkError> {
+    info(reply).await.map(|info| (info.distribution, info.version))
+}
+
 fn product(status: u16, body: &serde_json::Value) -> Reply {
     let headers = vec![("X-Elastic-Product", "Elasticsearch".to_owned())];
     Reply::Answer { status, headers, body: body.to_string().into_bytes() }
@@ -19,21 +23,32 @@ fn product(status: u16, body: &serde_json::Value) -> Reply {
 
 #[tokio::test]
 async fn servers_are_told_apart() {
-    let named = |distribution: &str, version: Option<&str>| {
-        Ok(ServerInfo { distribution: distribution.to_owned(), version: version.map(str::to_owned) })
-    };
+    let named = |distribution: &str, version: Option<&str>| Ok((distribution.to_owned(), version.map(str::to_owned)));
     let elastic = json!({"version": {"number": "8.19.1"}, "tagline": "You Know, for Search"});
-    assert_eq!(info(move || product(200, &elastic)).await, named("elasticsearch", Some("8.19.1")));
+    assert_eq!(told(move || product(200, &elastic)).await, named("elasticsearch", Some("8.19.1")));
     let old = json!({"version": {"number": "7.10.2"}, "tagline": "You Know, for Search"});
-    assert_eq!(info(move || Reply::json(200, &old)).await, named("elasticsearch", Some("7.10.2")));
+    assert_eq!(told(move || Reply::json(200, &old)).await, named("elasticsearch", Some("7.10.2")));
     let open = json!({"version": {"number": "3.6.0", "distribution": "opensearch"}});
-    assert_eq!(info(move || Reply::json(200, &open)).await, named("opensearch", Some("3.6.0")));
-    assert_eq!(info(|| product(405, &json!({"error": "no"}))).await, named("elasticsearch", None));
+    assert_eq!(told(move || Reply::json(200, &open)).await, named("opensearch", Some("3.6.0")));
+    assert_eq!(told(|| product(405, &json!({"error": "no"}))).await, named("elasticsearch", None));
     for (status, body) in
         [(200, json!({"hello": 1})), (200, json!([])), (405, json!({})), (404, json!({})), (302, json!({}))]
     {
         let told = info(move || Reply::json(status, &body)).await;
         assert!(matches!(told, Err(SinkError::NotElasticsearch { .. })), "{status}: {told:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_is_known_by_its_uuid_or_by_the_urls() {
+    let version = json!({"number": "9.0.0", "distribution": "opensearch"});
+    let named = json!({"version": version, "cluster_uuid": "Kq1"});
+    assert_eq!(info(move || Reply::json(200, &named)).await.unwrap().cluster, "Kq1");
+    for hidden in [json!({"version": version}), json!({"version": version, "cluster_uuid": "_na_"})] {
+        let server = Server::start(move |_, _| Reply::json(200, &hidden)).await;
+        let secret = server.url.replace("http://", "http://me:hush@");
+        let config = crate::config::Elasticsearch { urls: vec![secret, "http://a:1".to_owned()], ..config("") };
+        assert_eq!(Client::new(&config).unwrap().info().await.unwrap().cluster, format!("{} http://a:1", server.url));
     }
 }
 
