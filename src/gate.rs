@@ -62,6 +62,14 @@ impl Gate {
         self.inner.workers.fetch_add(1, SeqCst);
         Pass { gate: self.clone(), closed: self.inner.closed.subscribe() }
     }
+
+    /// A place for one short piece of work that can as well be left out: none while waiting is asked for.
+    #[must_use]
+    pub fn enter_open(&self) -> Option<Pass> {
+        // Counted before it looks: whoever closes the gate meanwhile sees the worker.
+        let pass = self.enter();
+        (!pass.is_closed()).then_some(pass)
+    }
 }
 
 impl Pass {
@@ -104,6 +112,17 @@ impl Drop for Pass {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn short_work_is_left_out_in_a_pause_and_holds_one_up() {
+        let gate = Gate::default();
+        let pass = gate.enter_open().expect("an open gate");
+        gate.close();
+        assert!(!gate.holds_all(), "it is still at work");
+        assert!(gate.enter_open().is_none());
+        drop(pass);
+        assert!(gate.holds_all(), "and nobody who was turned away is counted");
+    }
 
     #[tokio::test]
     async fn paused_is_a_fact_only_when_every_worker_waits() {

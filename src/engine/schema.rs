@@ -267,6 +267,8 @@ impl<'a> Schema<'a> {
             // It writes where it likes.
             return Ok(());
         }
+        // Paused means that nothing is sent, not even a question.
+        let Some(_pass) = self.shared.gate.enter_open() else { return Ok(()) };
         let remembered: HashMap<TableId, Remembered> = self.ledger.remembered().await?;
         for mapping in &self.shared.mappings {
             let known = remembered.get(&mapping.table).and_then(|remembered| remembered.index.as_deref());
