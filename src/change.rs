@@ -92,7 +92,7 @@ pub struct Change<'a> {
     /// The row as it was, as far as the replica identity tells: for DELETE at least the key; for UPDATE the key if it
     /// changed, or everything under `REPLICA IDENTITY FULL`.
     pub old: Option<Row<'a>>,
-    /// The commit's position: the version of what is written. For SNAPSHOT the position of the snapshot.
+    /// The commit's position, from which the version of what is written is made. For SNAPSHOT the position of the snapshot.
     pub lsn: Lsn,
     /// When it was committed; for SNAPSHOT when the copy began.
     pub commit_time: SystemTime,

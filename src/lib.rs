@@ -27,3 +27,4 @@ pub mod telemetry;
 pub mod text;
 pub mod tui;
 pub mod verify;
+pub mod version;

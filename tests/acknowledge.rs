@@ -7,7 +7,6 @@ mod support;
 use std::collections::HashSet;
 
 use pgtide::engine::{Command, Engine, Phase, TableState};
-use pgtide::lsn::Lsn;
 use pgtide::store::{Effect, Fault};
 use pgtide::table::TableId;
 use support::pipeline::{LIMIT, Rig, live, metric, phase, stop};
@@ -32,10 +31,6 @@ async fn two_updates(rig: &Rig) {
         let last = rig.text(sql).await;
         wait_until("a status update comes", LIMIT, || async { rig.text(sql).await != last }).await;
     }
-}
-
-fn lsn(version: i64) -> Lsn {
-    Lsn(u64::try_from(version).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -69,7 +64,7 @@ async fn nothing_is_acknowledged_before_its_answer() {
 
     rig.store.clear_faults();
     rig.equal("books").await;
-    assert!(confirmed <= lsn(rig.version("books", "2")), "its commit record was acknowledged");
+    assert!(confirmed <= rig.position_of("books", "2"), "its commit record was acknowledged");
     assert!(rig.confirmed().await >= received);
     stop(engine).await;
 }
@@ -114,7 +109,7 @@ async fn refusals_are_waited_out() {
     assert_eq!(rig.documents("books").len(), 50);
     rig.store.clear_faults();
     rig.equal("books").await;
-    assert!(confirmed <= lsn(rig.version("books", "1")), "a refused change was acknowledged");
+    assert!(confirmed <= rig.position_of("books", "1"), "a refused change was acknowledged");
     phase(&engine, Phase::Streaming).await;
     let status = engine.status();
     assert_eq!((status.sink.rejected, status.sink.trouble.as_ref()), (0, None));

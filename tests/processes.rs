@@ -601,3 +601,37 @@ async fn a_pause_holds_every_process() {
     one.wait("it streams", LIMIT, streams).await;
     job.is_exact().await;
 }
+
+/// A request that Elasticsearch carries out after its sender has died, when the transaction has been applied once more:
+/// it puts nothing back that a later change of the same transaction replaced or removed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_request_of_the_same_transaction() {
+    let job = Job::new().await;
+    let start = || {
+        let mut process = job.process("a");
+        // Each change in a request of its own, one after the other.
+        process.set("/elasticsearch/batchSizeLimit", 1);
+        process.set("/elasticsearch/concurrentRequest", 1);
+        process.start();
+        process
+    };
+    let mut first = start();
+    first.wait("it streams", LIMIT, |status| status.phase == Phase::Streaming).await;
+    let counted = job.store.stats().items;
+    job.store.inject(Fault::new(Effect::Hold { applied: false }).times(1));
+    job.change(
+        "BEGIN; UPDATE items SET name = 'early' WHERE id = 1; UPDATE items SET name = 'late' WHERE id = 1;
+         DELETE FROM items WHERE id = 1; INSERT INTO items VALUES (1, 'latest', 0); COMMIT",
+    )
+    .await;
+    job.store.until_held(1).await;
+    first.kill();
+    let second = start();
+    wait_confirmed(&job.client, &job.name, LIMIT).await;
+    job.is_equal().await;
+    assert_eq!(job.store.stats().items, counted + 4);
+    job.store.clear_faults();
+    wait_until("the late request is carried out", LIMIT, || async { job.store.stats().items == counted + 5 }).await;
+    job.is_equal().await;
+    drop(second);
+}

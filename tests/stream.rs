@@ -6,7 +6,6 @@ mod support;
 
 use pgtide::config::Mode;
 use pgtide::engine::{Command, Phase};
-use pgtide::lsn::Lsn;
 use serde_json::json;
 use support::pipeline::{LIMIT, Rig, ended, metric, operations, phase, stop};
 use support::wait_until;
@@ -60,7 +59,7 @@ async fn the_order_is_that_of_the_commits() {
     first.batch_execute("UPDATE books SET title = 'of the first' WHERE id = 3; COMMIT").await.unwrap();
     rig.equal("books").await;
     assert_eq!(rig.documents("books")["3"]["title"], "of the first");
-    let [one, two, three] = ["1", "2", "3"].map(|id| rig.version("books", id));
+    let [one, two, three] = ["1", "2", "3"].map(|id| rig.position_of("books", id));
     assert!(two < one && one == three, "{one} {two} {three}");
     stop(engine).await;
 }
@@ -114,7 +113,7 @@ async fn changes_while_it_is_down_come_after_the_start() {
     assert_eq!(operations(&engine.status(), "public.books"), [5.0, 0.0, 0.0]);
     stop(engine).await;
     // Its commit record ends behind the position that is its version.
-    let committed = Lsn(rig.version("books", "15").try_into().unwrap());
+    let committed = rig.position_of("books", "15");
     assert!(rig.confirmed().await > committed, "a clean stop left answered changes unacknowledged");
 
     rig.sql("INSERT INTO books SELECT n, 'down' FROM generate_series(21, 25) n").await;
@@ -413,7 +412,7 @@ async fn a_stop_ends_cleanly_while_changes_arrive() {
         // All is acknowledged but at most the one transaction whose end had not been read yet.
         let mut versions: Vec<_> = rig.store.documents("books").into_values().map(|(version, _)| version).collect();
         versions.sort_unstable();
-        let last_but_one = Lsn(versions[versions.len() - 2].try_into().unwrap());
+        let last_but_one = pgtide::version::position(versions[versions.len() - 2].unsigned_abs());
         assert!(rig.confirmed().await > last_but_one, "answered changes were left unacknowledged");
         writer.await.unwrap();
     }

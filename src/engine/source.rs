@@ -15,6 +15,7 @@ use crate::snapshot::Ledger;
 use crate::status::Level;
 use crate::stream;
 use crate::telemetry::lock;
+use crate::version;
 
 /// Makes sure that streaming on from `slot` leaves nothing out, as far as this process and the ledger remember.
 ///
@@ -29,6 +30,9 @@ pub(super) async fn unchanged(
 ) -> Result<(), Problem> {
     let config = &shared.options.config;
     let mode = config.mode();
+    if let Some(slot) = slot {
+        version::check(slot.current_lsn)?;
+    }
     if lock(&shared.worked_with).as_ref().is_some_and(|id| *id != server.system_id) {
         return Err(another(shared));
     }

@@ -137,8 +137,8 @@ pub struct Handled<'a> {
     pub handler: &'a Arc<dyn Handler>,
     /// Where the change comes from and what it is.
     pub mapping: &'a TableMapping,
-    /// Position of the commit, and the version of what is written.
-    pub version: u64,
+    /// Position of the commit, or of the snapshot.
+    pub lsn: Lsn,
     /// When it was committed.
     pub commit_time: SystemTime,
     /// The transaction.
@@ -159,7 +159,7 @@ impl Handled<'_> {
             table: &self.mapping.table,
             new,
             old,
-            lsn: Lsn(self.version),
+            lsn: self.lsn,
             commit_time: self.commit_time,
             xid: self.xid,
         })

@@ -15,6 +15,7 @@ use crate::mapping::{TableMapping, unwritable};
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::Body;
 use crate::status::Level;
+use crate::version;
 
 /// How often the stream's position is looked at.
 const LOOK: Duration = Duration::from_millis(50);
@@ -60,7 +61,7 @@ async fn again_recorded(
     let origin = Origin::TemporarySlot(&temporary);
     let (keeper, tables) = Keeper::take(context, origin, std::slice::from_ref(mapping), stop).await?;
     let [table] = tables.as_slice() else { return Ok(Ended::Copied) };
-    let version = keeper.lsn.0.saturating_sub(1);
+    let version = version::before(keeper.lsn);
     let ranges = context.plan(table).await?;
     ledger.replan(&table.mapping.table, keeper.lsn, &ranges).await?;
     let chunks = ledger.chunks().await?;

@@ -23,7 +23,6 @@ use super::share::Share;
 use crate::change::{ActionBody, Field, Handler, Operation, Row};
 use crate::config::Cdc;
 use crate::gate::{Gate, Pass};
-use crate::lsn::Lsn;
 use crate::mapping::{Handled, Shape, TableMapping, unwritable, write_row};
 use crate::postgres::connect::connect;
 use crate::problem::{Problem, ProblemKind};
@@ -32,6 +31,7 @@ use crate::status::{ChunkState, Event, EventKind, TableState};
 use crate::table::TableId;
 use crate::telemetry::{Counters, now};
 use crate::text::copy::Splitter;
+use crate::version;
 
 /// What the workers share.
 pub struct Copying {
@@ -134,10 +134,9 @@ impl Copying {
         refused.saturating_sub(self.counters.tables[table].refused_said.swap(refused, Relaxed))
     }
 
-    /// The version of the documents: one below the snapshot's consistent point. Commits begin at multiples of 8, so that no
-    /// change has it, every change from the consistent point on is above it, and every earlier one below.
+    /// The version of the documents.
     fn version(&self) -> u64 {
-        self.offer.lsn.0.saturating_sub(1)
+        version::before(self.offer.lsn)
     }
 
     /// Makes sure that the snapshot is still that of whoever leads.
@@ -350,7 +349,7 @@ impl Worker {
             let handled = Handled {
                 handler,
                 mapping: &table.mapping,
-                version: copying.version(),
+                lsn: copying.offer.lsn,
                 commit_time: SystemTime::now(),
                 xid: 0,
             };
@@ -461,7 +460,10 @@ async fn deliver(
 pub(super) fn foreign(index: &str, version: u64) -> Problem {
     Problem::new(
         ProblemKind::Gap,
-        format!("index {index} holds documents of a later version than this PostgreSQL has reached ({})", Lsn(version)),
+        format!(
+            "index {index} holds documents of a later version than this PostgreSQL has reached ({})",
+            version::position(version)
+        ),
         "They were written from another server, or before this one was restored from a backup or promoted, and would keep \
          newer rows out. Delete that index or name another in `elasticsearch.tableIndexMapping`, then start again.",
     )

@@ -22,6 +22,7 @@ use crate::problem::{Problem, ProblemKind};
 use crate::status::{Level, TableState};
 use crate::table::TableId;
 use crate::telemetry::Counters;
+use crate::version;
 
 /// The first copy, begun or gone on with.
 ///
@@ -103,7 +104,7 @@ pub async fn initial(
     let chunks = ledger.chunks().await?;
     show(context, tables, &chunks);
     let copied = context.copy(ledger, &keeper, tables, None, &context.stop).await?;
-    let latest = keeper.lsn.0.saturating_sub(1);
+    let latest = version::before(keeper.lsn);
     drop(keeper);
     if copied.is_none() {
         let left = ledger.chunks().await?;
@@ -134,7 +135,7 @@ pub async fn initial(
         let planned = chunks.iter().find(|chunk| chunk.table == table.mapping.table).map_or(job.lsn, |chunk| chunk.lsn);
         // Planned anew, a table may have documents of rows that it no longer had by then.
         if job.sweep || planned > job.lsn {
-            let version = planned.0.max(job.lsn.0).saturating_sub(1);
+            let version = version::before(planned.max(job.lsn));
             // By other processes as well.
             let refused = ledger.refused(&table.mapping.table).await?;
             let newest = sweep(context, &table.mapping, version, refused, &context.stop).await?;

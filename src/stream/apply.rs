@@ -22,6 +22,7 @@ use crate::snapshot::{Resnapshots, action_key};
 use crate::status::{Event, EventKind, Level, Micros};
 use crate::telemetry::{Counters, now};
 use crate::text::copy::Splitter;
+use crate::version;
 
 /// Events that are shown of one read of the socket; more of them stand behind these.
 const SHOWN_PER_READ: u32 = 8;
@@ -51,13 +52,15 @@ struct Writer {
     old_id: Vec<u8>,
     /// Where the change stands in the log.
     change: Lsn,
+    /// Its place in the transaction, changes of tables that go nowhere included.
+    operation: u64,
 }
 
 impl Writer {
-    /// The version of an operation of the transaction that commits at `commit`.
+    /// The version of this operation of the transaction that commits at `commit`.
     #[inline]
     fn version(&self, commit: Lsn) -> u64 {
-        if broken(Rule::CommitVersion) { self.change.0 } else { commit.0 }
+        if broken(Rule::CommitVersion) { version::of(self.change, 0) } else { version::of(commit, self.operation) }
     }
 
     /// Writes a row as its document, and removes the one under the key that it had in `old`.
@@ -124,7 +127,7 @@ impl Applier {
         stop: CancellationToken,
     ) -> Self {
         Self {
-            writer: Writer { lanes, resnapshots, id: Vec::new(), old_id: Vec::new(), change: Lsn::ZERO },
+            writer: Writer { lanes, resnapshots, id: Vec::new(), old_id: Vec::new(), change: Lsn::ZERO, operation: 0 },
             tracker: Tracker::default(),
             relations,
             client,
@@ -169,6 +172,10 @@ impl Applier {
                 "Report this.",
             )
         })?;
+        let is_operation = matches!(
+            message,
+            Message::Insert { .. } | Message::Update { .. } | Message::Delete { .. } | Message::Truncate { .. }
+        );
         match message {
             Message::Insert { oid, new } => {
                 self.touches(oid);
@@ -187,6 +194,7 @@ impl Applier {
             Message::Begin { final_lsn, commit_time, xid } => {
                 self.transaction =
                     Transaction { commit: final_lsn, committed_at: commit_time, xid, mapped: false, seen: false };
+                self.writer.operation = 0;
                 self.tracker.begin(final_lsn);
             }
             Message::Commit { end_lsn, commit_time, .. } => {
@@ -211,6 +219,9 @@ impl Applier {
             }
             // Not asked for, or of no consequence: origins, types, logical messages (a heartbeat's among them).
             Message::Type { .. } | Message::Origin { .. } | Message::Logical { .. } => {}
+        }
+        if is_operation {
+            self.writer.operation += 1;
         }
         if self.writer.lanes.needs_flush() {
             return self.flush_full().await;
@@ -352,13 +363,14 @@ impl Applier {
                     return Ok(());
                 }
                 let Some(handler) = self.handler.clone() else {
+                    let version = self.writer.version(self.transaction.commit);
                     remove(
                         &mut self.writer.lanes,
                         &self.writer.resnapshots,
                         mapping,
                         &self.writer.old_id,
                         self.transaction.commit,
-                        self.transaction.commit.0,
+                        version,
                     );
                     return Ok(());
                 };
@@ -400,7 +412,7 @@ impl Applier {
 
     /// Empties the indices of truncated tables up to this commit, its own transaction's earlier changes included.
     async fn truncate(&mut self, oids: Oids<'_>) -> Result<(), Problem> {
-        let commit = self.transaction.commit;
+        let version = self.writer.version(self.transaction.commit);
         for oid in oids.iter() {
             let Some((relation, mapping)) = mapped(&self.relations, oid)? else { continue };
             let (mapping, whole) = (Arc::clone(mapping), relation.whole);
@@ -425,7 +437,7 @@ impl Applier {
             // Nothing older may still be on its way, and nothing younger has been sent.
             self.writer.lanes.drain().await?;
             let swept =
-                self.sink.sweep(&mapping.index, commit.0.saturating_add(1), commit.0, |_| false, &self.stop).await?;
+                self.sink.sweep(&mapping.index, version.saturating_add(1), version, |_| false, &self.stop).await?;
             self.counters
                 .notice(Level::Info, format!("{}: truncated, {} documents removed", mapping.table, swept.removed));
             self.show(EventKind::Truncate, mapping.number);
@@ -458,13 +470,14 @@ impl Applier {
     }
 
     fn act(&mut self, mapping: &TableMapping, actions: &[Action], kind: EventKind) -> Result<(), Problem> {
+        let commit = self.transaction.commit;
+        let version = self.writer.version(commit);
         for action in actions {
-            let commit = self.transaction.commit;
             if matches!(action.body, ActionBody::Delete) {
-                self.writer.resnapshots.deleted(mapping.number, &action_key(action), commit.0);
+                self.writer.resnapshots.deleted(mapping.number, &action_key(action), version);
             }
             let body = self.writer.lanes.body_for_action(&mapping.target, action, commit);
-            body.action(&mapping.target, action, commit.0).map_err(unwritable)?;
+            body.action(&mapping.target, action, version).map_err(unwritable)?;
             self.writer.id.clear();
             self.writer.id.extend_from_slice(action.id.as_bytes());
         }
@@ -549,7 +562,7 @@ fn handled<'a>(handler: &'a Arc<dyn Handler>, mapping: &'a TableMapping, transac
     Handled {
         handler,
         mapping,
-        version: transaction.commit.0,
+        lsn: transaction.commit,
         commit_time: system_time(transaction.committed_at),
         xid: transaction.xid,
     }

@@ -28,6 +28,7 @@ use crate::postgres::catalog::Leaf;
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::{FIND, Sink};
 use crate::snapshot;
+use crate::version;
 
 /// Writes or removes the documents of `wrong` as the rows are now.
 pub(super) async fn repair(
@@ -47,7 +48,7 @@ pub(super) async fn repair(
              xact_start, query FROM pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start",
         )
     })??;
-    let version = lsn.0.saturating_sub(1);
+    let version = version::before(lsn);
     let mut repaired = Repaired::default();
     let mut wrong = wrong;
     while !wrong.is_empty() {

@@ -27,6 +27,7 @@ use super::{Candidate, Difference, DifferenceKind};
 use crate::lsn::Lsn;
 use crate::problem::Problem;
 use crate::sink::FIND;
+use crate::version;
 
 /// Rounds in which a transaction that is only open, with no standby to wait for, keeps a difference from counting.
 const OPEN_ROUNDS: u32 = 3;
@@ -249,11 +250,11 @@ impl Look<'_> {
             (Some(_), false, Some(_)) => DifferenceKind::Different,
         };
         let version = suspect.map(|document| document.hit.version);
-        if version.is_some_and(|version| version >= later.0) {
+        if version.is_some_and(|version| version >= version::of(later, 0)) {
             return Verdict::Differs { kind, foreign: true };
         }
         let moved = self.first.map(|seen| seen.tuple) != self.row.map(|row| row.tuple);
-        if moved || version.is_some_and(|version| version >= before.0) {
+        if moved || version.is_some_and(|version| version >= version::of(before, 0)) {
             return Verdict::Again;
         }
         Verdict::Differs { kind, foreign: false }
@@ -272,7 +273,9 @@ mod tests {
         Row { key: b"7".to_vec(), document: Vec::new(), fingerprint, due, tuple }
     }
 
-    fn document(version: u64, fingerprint: u64, routing: Option<&str>) -> Document {
+    /// Of the operation that was committed at `position`.
+    fn document(position: u64, fingerprint: u64, routing: Option<&str>) -> Document {
+        let version = version::of(Lsn(position), 3);
         let routing = routing.map(str::to_owned);
         Document { hit: Hit { index: "i".into(), id: "7".into(), version, routing, source: None }, fingerprint }
     }
@@ -291,8 +294,8 @@ mod tests {
         let row = row(1, 10, true);
         let first = Some((1, 10));
         assert_eq!(judge(first, Some(&row), &[]), differs(DifferenceKind::Missing));
-        assert_eq!(judge(first, Some(&row), &[document(999, 11, None)]), differs(DifferenceKind::Different));
-        assert_eq!(judge(None, None, &[document(999, 11, None)]), differs(DifferenceKind::Extra));
+        assert_eq!(judge(first, Some(&row), &[document(992, 11, None)]), differs(DifferenceKind::Different));
+        assert_eq!(judge(None, None, &[document(992, 11, None)]), differs(DifferenceKind::Extra));
     }
 
     #[test]
@@ -300,18 +303,18 @@ mod tests {
         // The row was written anew, even with the same content: deleted and made again, say.
         let written = row(2, 10, true);
         assert_eq!(judge(Some((1, 10)), Some(&written), &[]), Verdict::Again);
-        assert_eq!(judge(None, Some(&written), &[document(999, 11, None)]), Verdict::Again);
-        assert_eq!(judge(Some((1, 10)), None, &[document(999, 11, None)]), Verdict::Again);
+        assert_eq!(judge(None, Some(&written), &[document(992, 11, None)]), Verdict::Again);
+        assert_eq!(judge(Some((1, 10)), None, &[document(992, 11, None)]), Verdict::Again);
         // The document is from a change of the round.
         assert_eq!(judge(None, None, &[document(1000, 11, None)]), Verdict::Again);
-        assert_eq!(judge(Some((2, 10)), Some(&written), &[document(1999, 11, None)]), Verdict::Again);
+        assert_eq!(judge(Some((2, 10)), Some(&written), &[document(1992, 11, None)]), Verdict::Again);
     }
 
     #[test]
     fn a_document_that_is_what_the_row_was_is_equal() {
         let after = row(2, 20, true);
         for content in [10, 20] {
-            assert_eq!(judge(Some((1, 10)), Some(&after), &[document(1500, content, None)]), Verdict::Equal);
+            assert_eq!(judge(Some((1, 10)), Some(&after), &[document(1504, content, None)]), Verdict::Equal);
         }
         assert_eq!(judge(None, Some(&after), &[]), Verdict::Equal);
         assert_eq!(judge(Some((1, 10)), None, &[]), Verdict::Equal);

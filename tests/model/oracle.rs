@@ -116,7 +116,7 @@ pub async fn differences(client: &Client, store: &Store, table: Kind, pending: &
 }
 
 fn lsn(version: i64) -> String {
-    pgtide::lsn::Lsn(version.unsigned_abs()).to_string()
+    pgtide::version::position(version.unsigned_abs()).to_string()
 }
 
 /// Large values cut.

@@ -14,6 +14,7 @@ use pgtide::problem::Problem;
 use pgtide::store::{self, Effect, Fault, Store};
 use pgtide::table::TableId;
 use pgtide::telemetry::metrics;
+use pgtide::version;
 use serde_json::Value;
 use tokio_postgres::Client;
 
@@ -180,6 +181,11 @@ impl Rig {
     pub fn documents(&self, index: &str) -> BTreeMap<String, Value> {
         let parse = |source: Vec<u8>| serde_json::from_slice(&source).expect("a document is no JSON");
         self.store.documents(index).into_iter().map(|(id, (_, source))| (id, parse(source))).collect()
+    }
+
+    /// The position that the document's version was made from.
+    pub fn position_of(&self, index: &str, id: &str) -> Lsn {
+        version::position(self.version(index, id).unsigned_abs())
     }
 
     /// The document's version.
