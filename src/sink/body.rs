@@ -143,9 +143,6 @@ pub struct Body {
     bytes: Vec<u8>,
     items: Vec<Item>,
     indices: Vec<Arc<str>>,
-    /// The version that `tail` was made for: the rows of a chunk and of a transaction share theirs.
-    version: u64,
-    tail: Vec<u8>,
 }
 
 impl Default for Body {
@@ -164,7 +161,7 @@ impl Body {
     /// An empty body in a used buffer.
     pub(super) fn in_buffer(mut buffer: Vec<u8>) -> Self {
         buffer.clear();
-        Self { bytes: buffer, items: Vec::new(), indices: Vec::new(), version: 0, tail: version_tail(0) }
+        Self { bytes: buffer, items: Vec::new(), indices: Vec::new() }
     }
 
     /// Items.
@@ -291,12 +288,11 @@ impl Body {
         u32::try_from(at).unwrap_or(u32::MAX)
     }
 
+    /// Ends an action: `,"version":5,"version_type":"external_gte"}}` and a line break.
     fn write_version(&mut self, version: u64) {
-        if version != self.version {
-            self.version = version;
-            self.tail = version_tail(version);
-        }
-        self.bytes.extend_from_slice(&self.tail);
+        self.bytes.extend_from_slice(b",\"version\":");
+        self.bytes.extend_from_slice(itoa::Buffer::new().format(version).as_bytes());
+        self.bytes.extend_from_slice(b",\"version_type\":\"external_gte\"}}\n");
     }
 
     fn end_line(&mut self, document: usize) {
@@ -316,15 +312,6 @@ impl Body {
 
 fn write_id(out: &mut Vec<u8>, id: &[u8]) {
     write_string(out, document_id(id).as_bytes());
-}
-
-/// `,"version":5,"version_type":"external_gte"}}` and a line break.
-fn version_tail(version: u64) -> Vec<u8> {
-    let mut tail = Vec::with_capacity(72);
-    tail.extend_from_slice(b",\"version\":");
-    tail.extend_from_slice(itoa::Buffer::new().format(version).as_bytes());
-    tail.extend_from_slice(b",\"version_type\":\"external_gte\"}}\n");
-    tail
 }
 
 /// A body on its way: its bytes never change, and every part of it can be sent apart.
