@@ -171,7 +171,7 @@ impl<'a> Schema<'a> {
         let (came, rewritten) = then.definition.doubtful(&now.definition);
         for leaf in came {
             // Empty by now it had nothing when it came that was not deleted, and streamed, since.
-            if definition::holds_rows(self.client, leaf).await? {
+            if definition::holds_rows(self.client, self.server, leaf).await? {
                 return Ok(Some("a partition was attached that may have had rows"));
             }
         }

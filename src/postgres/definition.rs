@@ -301,13 +301,17 @@ impl Column {
     }
 }
 
-/// A table has, or had since it was made or truncated, a row.
+/// A table has, or had since it was made or truncated, a row. Before PostgreSQL 15, where the stream sends nothing of a
+/// partition that it has seen changed before: had a row at any time, or was looked at by VACUUM or ANALYZE.
 ///
 /// # Errors
 /// The query fails: somebody has it locked.
-pub async fn holds_rows(client: &Client, oid: u32) -> Result<bool, Problem> {
-    let row = client.query_one("SELECT coalesce(pg_catalog.pg_relation_size($1::oid), 0) > 0", &[&oid]).await?;
-    Ok(row.get(0))
+pub async fn holds_rows(client: &Client, server: u32, oid: u32) -> Result<bool, Problem> {
+    let sql =
+        "SELECT coalesce(pg_catalog.pg_relation_size(oid), 0) > 0 OR $2 AND (relfilenode <> oid OR reltuples >= 0)
+               FROM pg_catalog.pg_class WHERE oid = $1";
+    let row = client.query_opt(sql, &[&oid, &(server < 150_000)]).await?;
+    Ok(row.is_some_and(|row| row.get(0)))
 }
 
 /// A table has a row of a transaction that had ended before `horizon`: it was not truncated since.

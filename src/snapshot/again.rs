@@ -12,6 +12,7 @@ use super::ledger::Ledger;
 use super::{Context, Ended, copy, remember_index, settle_total, show, sweep, temporary_slot};
 use crate::lsn::Lsn;
 use crate::mapping::{TableMapping, unwritable};
+use crate::postgres::connect::connect;
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::Body;
 use crate::status::Level;
@@ -57,6 +58,7 @@ async fn again_recorded(
 ) -> Result<Ended, Problem> {
     // Until the sweep has ended: whatever cuts this short, it is done again from its beginning.
     let wish = ledger.want(&mapping.table).await?;
+    stream_anew(context, mapping, stop).await?;
     let temporary = temporary_slot();
     let origin = Origin::TemporarySlot(&temporary);
     let (keeper, tables) = Keeper::take(context, origin, std::slice::from_ref(mapping), stop).await?;
@@ -89,6 +91,21 @@ async fn again_recorded(
     let rows = context.counters.tables[table.mapping.number].rows_done.load(Relaxed);
     context.counters.notice(Level::Info, format!("{}: copied again, {rows} rows", table.mapping.table));
     Ok(Ended::Copied)
+}
+
+/// Before PostgreSQL 15 a walsender that has seen a change of a table does not notice when that becomes a partition, or
+/// is one no longer: it goes on to send its changes or not as before. One that begins after that does it right, so what is
+/// copied afterwards is all that was not sent.
+async fn stream_anew(context: &Context, mapping: &TableMapping, stop: &CancellationToken) -> Result<(), Problem> {
+    let sql = "SELECT pg_catalog.pg_current_wal_flush_lsn()::text FROM pg_catalog.pg_class
+               WHERE current_setting('server_version_num')::int < 150000 AND oid = pg_catalog.to_regclass($1) AND relkind = 'p'";
+    let control = connect(&context.config.cdc, "control").await?;
+    let Some(row) = control.query_opt(sql, &[&mapping.table.quoted()]).await? else { return Ok(()) };
+    drop(control);
+    tokio::select! {
+        () = context.resnapshots.stream_beyond(row.get::<_, String>(0).parse().unwrap_or_default()) => Ok(()),
+        () = stop.cancelled() => Err(copy::stopped()),
+    }
 }
 
 /// Waits until everything that was committed before `position` has been streamed and answered for. Of rows that went

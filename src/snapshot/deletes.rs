@@ -10,11 +10,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::ledger::Ledger;
 use crate::broken::{Rule, broken};
 use crate::change::{Action, ActionBody};
+use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
 use crate::problem::{Problem, ProblemKind};
 use crate::telemetry::lock;
@@ -89,6 +90,14 @@ pub struct Resnapshots {
     changed: Notify,
     /// Not held: the lock of this process ends with the ledger.
     ledger: Mutex<Weak<Ledger>>,
+    beginning: watch::Sender<Beginning>,
+}
+
+/// Where the stream's connection began, and where a copy needs it to have begun.
+#[derive(Clone, Copy, Debug, Default)]
+struct Beginning {
+    is: Lsn,
+    wanted: Lsn,
 }
 
 #[derive(Debug, Default)]
@@ -134,6 +143,24 @@ impl Resnapshots {
         {
             set.insert(id, version);
         }
+    }
+
+    /// The stream's connection begins at this position of the slot.
+    pub fn stream_begins(&self, position: Lsn) {
+        self.beginning.send_modify(|beginning| beginning.is = position);
+    }
+
+    /// Makes the stream open a connection anew once it has passed `position`, and ends when it has. Cancel-safe.
+    pub async fn stream_beyond(&self, position: Lsn) {
+        self.beginning.send_modify(|beginning| beginning.wanted = beginning.wanted.max(position));
+        // The sender lives here.
+        let _ = self.beginning.subscribe().wait_for(|beginning| beginning.is >= position).await;
+    }
+
+    /// Ends when a stream that is confirmed up to `confirmed` has to open a connection anew. Cancel-safe.
+    pub async fn stream_anew(&self, confirmed: Lsn) {
+        let is_due = |beginning: &Beginning| beginning.is < beginning.wanted && beginning.wanted <= confirmed;
+        let _ = self.beginning.subscribe().wait_for(is_due).await;
     }
 
     /// Where wishes that must not be lost are kept.

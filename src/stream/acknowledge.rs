@@ -48,14 +48,14 @@ pub struct Record {
 
 impl Record {
     /// Makes sure, on the connection that is going to stream, that this is the server that was looked at, and that the
-    /// slot stands where we left it or before.
+    /// slot stands where we left it or before. Gives where that is.
     pub(super) async fn check(
         &self,
         session: &mut Session,
         slot: &str,
         counters: &Counters,
         copy_again: &str,
-    ) -> Result<(), Problem> {
+    ) -> Result<Lsn, Problem> {
         let found = session.identify_system().await?;
         if (&found.system_id, found.timeline) != (&self.system_id, self.timeline) {
             return Err(Problem::new(
@@ -72,7 +72,7 @@ impl Record {
         let rows = session.query(&sql).await?;
         // A slot that is gone refuses to be streamed from.
         let Some(confirmed) = rows.first().and_then(|row| row.first()?.as_ref()?.parse::<Lsn>().ok()) else {
-            return Ok(());
+            return Ok(Lsn::ZERO);
         };
         let known = self.ledger.position().await?;
         let known = known.filter(|known| (&known.system_id, known.timeline) == (&self.system_id, self.timeline));
@@ -87,7 +87,7 @@ impl Record {
         if confirmed > acknowledged {
             return Err(moved(slot, confirmed, acknowledged, copy_again));
         }
-        Ok(())
+        Ok(confirmed)
     }
 
     async fn remember(&self, acknowledged: Lsn) -> Result<(), Problem> {

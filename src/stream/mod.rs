@@ -75,20 +75,29 @@ pub async fn run(options: Options) -> Result<(), Problem> {
     let give_up = CancellationToken::new();
     let lanes = Lanes::new(sink.clone(), config.elasticsearch.concurrent_request, limits, give_up.clone());
     let relations = Relations::of(&client, tables, handler.is_none()).await?;
-    let mut applier =
-        Applier::new(lanes, relations, client, sink, Arc::clone(&counters), handler, resnapshots, give_up.clone());
+    let mut applier = Applier::new(
+        lanes,
+        relations,
+        client,
+        sink,
+        Arc::clone(&counters),
+        handler,
+        resnapshots.clone(),
+        give_up.clone(),
+    );
     let mut pass = gate.enter();
     // Only a slot that was ours a moment ago is waited for; of another holder the operator is told at once.
     let mut patience = Duration::ZERO;
     loop {
-        let (mut reader, feedback) = tokio::select! {
+        let (mut reader, feedback, began) = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
             started = start(&config, patience, &record, &counters, &copy_again) => started?,
         };
         patience = RELEASE;
+        resnapshots.stream_begins(began);
         let mut acknowledge = Acknowledge::start(record.clone(), Arc::clone(&counters), feedback);
-        let outcome = read(&mut reader, &mut acknowledge, &mut applier, &mut pass, &stop).await;
+        let outcome = read(&mut reader, &mut acknowledge, &mut applier, &resnapshots, &mut pass, &stop).await;
         // Whatever ended it: what was sent is brought home, so that nothing of it arrives behind the back of the next
         // start.
         let drained = tokio::time::timeout(DRAIN, applier.lanes().drain()).await;
@@ -125,25 +134,25 @@ fn answered_in_time(drained: Result<Result<(), SinkError>, Elapsed>) -> Result<(
     }
 }
 
-/// Begins to stream from wherever the slot stands: a position of ours that is ahead of it would silently skip.
+/// Begins to stream from wherever the slot stands, and says where: a position of ours that is ahead of it would silently skip.
 async fn start(
     config: &Config,
     patience: Duration,
     record: &Record,
     counters: &Counters,
     copy_again: &str,
-) -> Result<(Reader, Feedback), Problem> {
+) -> Result<(Reader, Feedback, Lsn), Problem> {
     let cdc = &config.cdc;
     let began = Instant::now();
     loop {
         let mut session = Session::connect(cdc, "stream").await?;
-        record.check(&mut session, &cdc.slot.name, counters, copy_again).await?;
+        let confirmed = record.check(&mut session, &cdc.slot.name, counters, copy_again).await?;
         match session.start(&cdc.slot.name, Lsn::ZERO, &cdc.publication.name).await {
             // The server has not let go of it yet: it was ours a moment ago.
             Err(error) if error.sqlstate() == Some("55006") && began.elapsed() < patience => {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            started => return started.map_err(Problem::from),
+            started => return started.map(|(reader, feedback)| (reader, feedback, confirmed)).map_err(Problem::from),
         }
     }
 }
@@ -160,7 +169,7 @@ async fn rest(applier: &mut Applier, pass: &mut Pass) -> Result<(), Problem> {
 enum End {
     /// For good.
     Stop,
-    /// For a while. Not with the connection open: a walsender that writes to somebody who does not read cannot be ended,
+    /// For a while, or for another connection. Not with the connection open: a walsender that writes to somebody who does not read cannot be ended,
     /// and a checkpoint that wants to drop its slot (`max_slot_wal_keep_size`) waits for that.
     Rest,
 }
@@ -175,6 +184,7 @@ async fn read(
     reader: &mut Reader,
     acknowledge: &mut Acknowledge,
     applier: &mut Applier,
+    resnapshots: &Resnapshots,
     pass: &mut Pass,
     stop: &CancellationToken,
 ) -> Result<End, Problem> {
@@ -199,7 +209,8 @@ async fn read(
             }
         }
         let due = applier.lanes().flush_idle();
-        acknowledge.up_to(applier.confirm(), applier.changes);
+        let confirmed = applier.confirm();
+        acknowledge.up_to(confirmed, applier.changes);
         if let Some(failed) = applier.lanes().failed() {
             return Err(failed.into());
         }
@@ -209,6 +220,7 @@ async fn read(
             () = stop.cancelled() => return Ok(End::Stop),
             () = pass.closing() => return Ok(End::Rest),
             problem = acknowledge.failed() => return Err(problem),
+            () = resnapshots.stream_anew(confirmed) => return Ok(End::Rest),
             () = answered.notified() => {}
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             filled = reader.fill() => filled?,
