@@ -338,7 +338,7 @@ async fn a_commit_that_nobody_sees_yet_is_no_difference() {
     });
     wait_until("the documents have it", LIMIT, || async { !rig.documents("items").contains_key("4") }).await;
     assert_eq!(rig.count("SELECT count(*) FROM items WHERE name = 'unseen'").await, 0);
-    let short = Options { timeout: Duration::from_secs(15), ..options(config.clone()) };
+    let short = Options { timeout: Duration::from_secs(2), ..options(config.clone()) };
     let report = run(&short).await.unwrap();
     assert_eq!(report.outcome(), Outcome::NotCompared, "{report:?}");
     assert!(report.tables[0].not_compared.keys().any(|reason| reason.contains("standby")), "{report:?}");

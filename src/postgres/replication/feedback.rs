@@ -19,7 +19,7 @@ use super::{closed, wire};
 
 /// Between two updates when nothing happens. A server with a `wal_sender_timeout` that is not well above it gives us up.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Between two updates when positions are confirmed one after the other.
+/// Between two updates when positions rise one after the other.
 const SHORTEST: Duration = Duration::from_millis(100);
 /// How long the end of a connection may take.
 const PARTING: Duration = Duration::from_secs(5);
@@ -68,7 +68,7 @@ impl Link {
 }
 
 /// Tells the server what is received and what may be forgotten: every second, when the server asks, and soon after
-/// [`Feedback::confirm`]. It does so whether or not anybody reads the stream.
+/// [`Feedback::confirm`] and [`Feedback::applied`]. It does so whether or not anybody reads the stream.
 ///
 /// The connection is closed, without a last word, when the last clone is dropped; [`Feedback::finish`] ends it properly.
 #[derive(Clone)]
@@ -87,7 +87,9 @@ impl Feedback {
 
     /// Everything before `position` is answered for. The server shows it as `replay_lsn`, and forgets nothing for it.
     pub fn applied(&self, position: Lsn) {
-        self.link.applied.fetch_max(position.0, Ordering::Relaxed);
+        if self.link.applied.fetch_max(position.0, Ordering::AcqRel) < position.0 {
+            self.link.raised.notify_one();
+        }
     }
 
     /// The newest position that was written to the server as confirmed. It has not said that it got it.
@@ -140,8 +142,9 @@ async fn run(
             biased;
             answer = finished.recv() => break answer,
             () = link.reply.notified() => {}
-            () = link.raised.notified() => {
-                due = due.min(last + SHORTEST);
+            // One that is near goes with all that is said until then.
+            () = link.raised.notified(), if due > last + SHORTEST => {
+                due = last + SHORTEST;
                 continue;
             }
             () = tokio::time::sleep_until(due) => {}
@@ -166,7 +169,7 @@ async fn run(
 async fn update(write: &mut WriteHalf<Box<dyn Stream>>, link: &Link) -> Result<(), PostgresError> {
     let confirmed = link.confirmed.load(Ordering::Acquire);
     let received = link.received.load(Ordering::Relaxed);
-    let applied = link.applied.load(Ordering::Relaxed);
+    let applied = link.applied.load(Ordering::Acquire);
     write_copy_data(write, &status_update(received, confirmed, applied)).await.map_err(wire)?;
     link.sent.store(confirmed, Ordering::Release);
     Ok(())
@@ -212,4 +215,52 @@ fn status_update(received: u64, confirmed: u64, applied: u64) -> Vec<u8> {
     update[1..9].copy_from_slice(&received.max(confirmed).to_be_bytes());
     update[17..25].copy_from_slice(&applied.max(confirmed).to_be_bytes());
     update
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use tokio::io::{DuplexStream, split};
+
+    use super::*;
+
+    /// `CopyData` with a standby status update: tag, length, the message.
+    const LENGTH: usize = 1 + 4 + 34;
+
+    /// Received, confirmed and applied, as the server reads them of the next update.
+    async fn next(server: &mut DuplexStream) -> [u64; 3] {
+        let mut update = [0; LENGTH];
+        server.read_exact(&mut update).await.unwrap();
+        assert_eq!((update[0], update[5]), (b'd', b'r'));
+        [6, 14, 22].map(|at| u64::from_be_bytes(update[at..at + 8].try_into().unwrap()))
+    }
+
+    #[tokio::test]
+    async fn what_is_answered_for_is_said_at_once_and_not_for_each_transaction() {
+        let (ours, mut server) = tokio::io::duplex(1 << 16);
+        let (_read, write) = split(Box::new(ours) as Box<dyn Stream>);
+        let (feedback, _link) = start(write);
+        assert_eq!(next(&mut server).await, [0; 3]);
+        // So long that the next one by itself would end the test.
+        let began = Instant::now();
+        for round in 1..=10 {
+            feedback.applied(Lsn(round * 8));
+            while next(&mut server).await[2] < round * 8 {}
+        }
+        assert!(began.elapsed() < 6 * INTERVAL, "{:?}: each waited for the next regular one", began.elapsed());
+
+        let (began, mut position) = (Instant::now(), 1_000);
+        while began.elapsed() < 5 * SHORTEST {
+            position += 8;
+            feedback.applied(Lsn(position));
+            tokio::task::yield_now().await;
+        }
+        let mut updates = 1;
+        while next(&mut server).await[2] < position {
+            updates += 1;
+        }
+        let most = began.elapsed().as_millis() / SHORTEST.as_millis() + 2;
+        assert!(updates <= most, "{updates} updates for {} positions, {most} at most", (position - 1_000) / 8);
+    }
 }
