@@ -5,10 +5,14 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pgtide::config::{Config, Heartbeat, Table};
 use pgtide::engine::{Command, Engine, Phase, TableState};
+use pgtide::lsn::Lsn;
+use pgtide::sink::Lease;
+use pgtide::snapshot::{Ledger, Position};
 use pgtide::store::{Effect, Fault};
 use pgtide::table::TableId;
 use support::pipeline::{LIMIT, Rig, live, phase, stop};
@@ -191,4 +195,34 @@ async fn all_of_them_over_and_over() {
     }
     recovers(&rig, &engine, "all of them").await;
     stop(engine).await;
+}
+
+/// The ledger has one connection for all tasks: what one of them asks for in another's transaction would be lost with it, and
+/// an error would undo it, which COMMIT does not say.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_fails_in_the_ledger_undoes_no_transaction_of_another_task() {
+    let rig = Rig::new().await;
+    let ledger = Ledger::open(&rig.config(&[]).cdc, "job", "test", Lease::default()).await.unwrap();
+    let position = |lsn| Position { system_id: "1".to_owned(), timeline: 1, acknowledged: Lsn(lsn) };
+    ledger.acknowledge(&position(8)).await.unwrap();
+    rig.sql("ALTER TABLE cdc_snapshot_tables RENAME TO away; BEGIN; UPDATE cdc_snapshot_job SET completed = completed")
+        .await;
+    let acknowledging = tokio::spawn({
+        let (ledger, next) = (Arc::clone(&ledger), position(16));
+        async move { ledger.acknowledge(&next).await }
+    });
+    let other = rig.connect().await;
+    wait_until("the transaction waits for the row", LIMIT, || async {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                   AND application_name = 'pgtide ledger test' AND wait_event_type = 'Lock'";
+        other.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+    // Its first poll sends it, if there is nothing to wait for.
+    let mut failing = Box::pin(ledger.remembered());
+    assert!(futures_util::poll!(&mut failing).is_pending());
+    rig.sql("COMMIT").await;
+    acknowledging.await.unwrap().unwrap();
+    failing.await.unwrap_err();
+    assert_eq!(ledger.position().await.unwrap(), Some(position(16)));
 }

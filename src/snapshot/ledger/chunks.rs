@@ -68,7 +68,8 @@ impl Ledger {
     /// The query fails.
     pub async fn chunks(&self) -> Result<Vec<ChunkRow>, Problem> {
         let rows = self
-            .client
+            .client()
+            .await
             .query(
                 &format!("SELECT {CHUNK} FROM public.cdc_snapshot_chunks c WHERE slot_name = $1 AND chunk_index >= 0 ORDER BY id"),
                 &[&self.job],
@@ -83,15 +84,15 @@ impl Ledger {
     /// A statement fails; nothing is changed then.
     pub async fn replan(&self, table: &TableId, lsn: Lsn, ranges: &[Range]) -> Result<(), Problem> {
         let transaction = self.transaction().await?;
-        self.client
+        transaction
             .execute(
                 "DELETE FROM public.cdc_snapshot_chunks
                  WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND chunk_index >= 0",
                 &[&self.job, &table.schema, &table.name],
             )
             .await?;
-        insert_chunks(&self.client, &self.job, table, ranges, lsn).await?;
-        self.client
+        insert_chunks(&transaction, &self.job, table, ranges, lsn).await?;
+        transaction
             .execute(
                 "UPDATE public.cdc_snapshot_job j SET
                     total_chunks = (SELECT count(*) FROM public.cdc_snapshot_chunks c
@@ -112,8 +113,7 @@ impl Ledger {
     /// The query fails.
     pub async fn want(&self, table: &TableId) -> Result<i32, Problem> {
         let transaction = self.transaction().await?;
-        let row = self
-            .client
+        let row = transaction
             .query_one(
                 "INSERT INTO public.cdc_snapshot_chunks AS c
                     (slot_name, table_schema, table_name, chunk_index, chunk_start, chunk_size, status, attempts)
@@ -132,7 +132,8 @@ impl Ledger {
     /// # Errors
     /// The query fails.
     pub async fn granted(&self, table: &TableId, wish: i32) -> Result<(), Problem> {
-        self.client
+        self.client()
+            .await
             .execute(
                 "DELETE FROM public.cdc_snapshot_chunks
                  WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND chunk_index = -1 AND attempts = $4",
@@ -148,7 +149,8 @@ impl Ledger {
     /// The query fails.
     pub async fn tables(&self) -> Result<Vec<TableId>, Problem> {
         let rows = self
-            .client
+            .client()
+            .await
             .query(
                 "SELECT DISTINCT table_schema, table_name FROM public.cdc_snapshot_chunks WHERE slot_name = $1
                  ORDER BY 1, 2",
@@ -164,7 +166,8 @@ impl Ledger {
     /// The query fails.
     pub async fn is_pending(&self) -> Result<bool, Problem> {
         let row = self
-            .client
+            .client()
+            .await
             .query_one(
                 "SELECT EXISTS (SELECT FROM public.cdc_snapshot_chunks
                                 WHERE slot_name = $1 AND chunk_index >= 0 AND status <> 'completed')",
@@ -180,7 +183,8 @@ impl Ledger {
     /// The query fails.
     pub async fn has_pending(&self, table: &TableId) -> Result<bool, Problem> {
         let row = self
-            .client
+            .client()
+            .await
             .query_one(
                 "SELECT EXISTS (SELECT FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND table_schema = $2
                                 AND table_name = $3 AND status <> 'completed')",
@@ -196,7 +200,8 @@ impl Ledger {
     /// The query fails.
     pub async fn rows(&self, table: &TableId) -> Result<u64, Problem> {
         let row = self
-            .client
+            .client()
+            .await
             .query_one(
                 "SELECT coalesce(sum(rows_processed), 0)::int8 FROM public.cdc_snapshot_chunks
                  WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND status = 'completed'",
@@ -212,7 +217,8 @@ impl Ledger {
     /// The query fails.
     pub async fn refused(&self, table: &TableId) -> Result<u64, Problem> {
         let row = self
-            .client
+            .client()
+            .await
             .query_one(
                 "SELECT coalesce(sum(rows_refused), 0)::int8 FROM public.cdc_snapshot_chunks
                  WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND status = 'completed'",
@@ -229,7 +235,8 @@ impl Ledger {
     pub async fn moved(&self, since: &str) -> Result<(String, Vec<Moved>), Problem> {
         // A completion is seen a little later than it says.
         let rows = self
-            .client
+            .client()
+            .await
             .query(
                 "SELECT (now() AT TIME ZONE 'UTC')::text, table_schema, table_name, chunk_index, status = 'completed',
                         coalesce(rows_processed, 0), claimed_pid IS NOT DISTINCT FROM pg_catalog.pg_backend_pid()
@@ -254,7 +261,8 @@ impl Ledger {
     /// The query fails.
     pub async fn newest(&self) -> Result<Option<i32>, Problem> {
         let row = self
-            .client
+            .client()
+            .await
             .query_one(
                 "SELECT max(id) FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND chunk_index >= 0",
                 &[&self.job],
@@ -272,7 +280,7 @@ impl Ledger {
                                    WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3)
                    DELETE FROM public.cdc_snapshot_tables
                    WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3";
-        self.client.execute(sql, &[&self.job, &table.schema, &table.name]).await?;
+        self.client().await.execute(sql, &[&self.job, &table.schema, &table.name]).await?;
         Ok(())
     }
 
@@ -297,7 +305,7 @@ impl Ledger {
             "DELETE FROM public.cdc_snapshot_chunks
              WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND {which}"
         );
-        self.client.execute(&sql, &[&self.job, &table.schema, &table.name]).await?;
+        self.client().await.execute(&sql, &[&self.job, &table.schema, &table.name]).await?;
         Ok(())
     }
 
@@ -322,9 +330,10 @@ impl Ledger {
              FROM free WHERE c.id = free.id
              RETURNING {CHUNK}"
         );
-        let statement = self.claim.get_or_try_init(|| self.client.prepare(&sql)).await?;
+        let client = self.client().await;
+        let statement = self.claim.get_or_try_init(|| client.prepare(&sql)).await?;
         let timeout = self.claim_timeout.as_secs_f64();
-        let rows = self.client.query(statement, &[&self.job, &self.instance, &limit, &held, &timeout, &tables]).await?;
+        let rows = client.query(statement, &[&self.job, &self.instance, &limit, &held, &timeout, &tables]).await?;
         let mut chunks: Vec<_> = rows.iter().map(chunk_row).collect();
         chunks.sort_by_key(|chunk| chunk.id);
         lock(&self.claims).extend(chunks.iter().map(|chunk| (chunk.id, chunk.token)));
@@ -339,7 +348,8 @@ impl Ledger {
         let (schemas, names): (Vec<&str>, Vec<&str>) =
             tables.map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
         let row = self
-            .client
+            .client()
+            .await
             .query_one(
                 "SELECT EXISTS (SELECT FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND chunk_index >= 0
                     AND status <> 'completed' AND (table_schema, table_name) IN (SELECT * FROM unnest($2::text[], $3::text[])))",
@@ -361,7 +371,7 @@ impl Ledger {
             "UPDATE public.cdc_snapshot_chunks c SET heartbeat_at = now() AT TIME ZONE 'UTC'
              FROM unnest($2::int4[], $3::int4[]) AS d (id, token) WHERE {holds} AND c.slot_name = $1 RETURNING c.id"
         );
-        let rows = self.client.query(&sql, &[&self.job, &ids, &tokens]).await?;
+        let rows = self.client().await.query(&sql, &[&self.job, &ids, &tokens]).await?;
         let held: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
         let claims = lock(&self.claims);
         // What was completed or given back meanwhile is not in the list any more.
@@ -400,8 +410,9 @@ impl Ledger {
              UPDATE public.cdc_snapshot_job SET completed_chunks = completed_chunks + (SELECT count(*) FROM done)
              WHERE slot_name = $1 RETURNING (SELECT count(*) FROM done)"
         );
-        let statement = self.complete.get_or_try_init(|| self.client.prepare(&sql)).await?;
-        let row = self.client.query_opt(statement, &[&self.job, &ids, &tokens, &rows, &refused]).await?;
+        let client = self.client().await;
+        let statement = self.complete.get_or_try_init(|| client.prepare(&sql)).await?;
+        let row = client.query_opt(statement, &[&self.job, &ids, &tokens, &rows, &refused]).await?;
         let accepted = row.map_or(0, |row| row.get::<_, i64>(0));
         if usize::try_from(accepted) == Ok(done.len()) { Ok(()) } else { Err(taken_over()) }
     }
@@ -420,7 +431,7 @@ impl Ledger {
             "UPDATE public.cdc_snapshot_chunks c SET status = 'pending', claimed_by = NULL, claimed_pid = NULL
              FROM unnest($2::int4[], $3::int4[]) AS d (id, token) WHERE {holds} AND c.slot_name = $1"
         );
-        self.client.execute(&sql, &[&self.job, &ids, &tokens]).await?;
+        self.client().await.execute(&sql, &[&self.job, &ids, &tokens]).await?;
         Ok(())
     }
 }

@@ -34,7 +34,7 @@ impl Ledger {
     /// The query fails.
     pub async fn now(&self) -> Result<String, Problem> {
         let sql = "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')";
-        Ok(self.client.query_one(sql, &[]).await?.get(0))
+        Ok(self.client().await.query_one(sql, &[]).await?.get(0))
     }
 
     /// The job, if there is one.
@@ -43,7 +43,8 @@ impl Ledger {
     /// The query fails.
     pub async fn job(&self) -> Result<Option<Job>, Problem> {
         let row = self
-            .client
+            .client()
+            .await
             .query_opt(
                 "SELECT snapshot_lsn, coalesce(completed, FALSE), writer IS NOT NULL, system_id, sweep,
                     to_char(started_at, 'YYYY-MM-DD HH24:MI:SS.US'), timeline
@@ -78,10 +79,10 @@ impl Ledger {
         let total: usize = plan.iter().map(|(_, ranges)| ranges.len()).sum();
         let total = i32::try_from(total).unwrap_or(i32::MAX);
         let transaction = self.transaction().await?;
-        self.client.execute("DELETE FROM public.cdc_snapshot_job WHERE slot_name = $1", &[&self.job]).await?;
-        self.client.execute("DELETE FROM public.cdc_snapshot_chunks WHERE slot_name = $1", &[&self.job]).await?;
-        self.client.execute("DELETE FROM public.cdc_snapshot_tables WHERE slot_name = $1", &[&self.job]).await?;
-        self.client
+        transaction.execute("DELETE FROM public.cdc_snapshot_job WHERE slot_name = $1", &[&self.job]).await?;
+        transaction.execute("DELETE FROM public.cdc_snapshot_chunks WHERE slot_name = $1", &[&self.job]).await?;
+        transaction.execute("DELETE FROM public.cdc_snapshot_tables WHERE slot_name = $1", &[&self.job]).await?;
+        transaction
             .execute(
                 "INSERT INTO public.cdc_snapshot_job
                     (slot_name, snapshot_id, snapshot_lsn, started_at, completed, total_chunks, completed_chunks,
@@ -91,7 +92,7 @@ impl Ledger {
             )
             .await?;
         for (table, ranges) in plan {
-            insert_chunks(&self.client, &self.job, table, ranges, lsn).await?;
+            insert_chunks(&transaction, &self.job, table, ranges, lsn).await?;
         }
         transaction.commit().await?;
         Ok(())
@@ -102,7 +103,8 @@ impl Ledger {
     /// # Errors
     /// The query fails.
     pub async fn reopen_job(&self) -> Result<(), Problem> {
-        self.client
+        self.client()
+            .await
             .execute(
                 "UPDATE public.cdc_snapshot_job SET completed = FALSE, writer = NULL WHERE slot_name = $1",
                 &[&self.job],
@@ -117,8 +119,7 @@ impl Ledger {
     /// The query fails.
     pub async fn finish_job(&self) -> Result<bool, Problem> {
         let transaction = self.transaction().await?;
-        let changed = self
-            .client
+        let changed = transaction
             .execute(
                 "UPDATE public.cdc_snapshot_job j SET completed = TRUE, sweep = FALSE,
                     (total_chunks, completed_chunks) = (SELECT count(*), count(*) FROM public.cdc_snapshot_chunks c

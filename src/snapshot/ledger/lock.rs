@@ -61,7 +61,7 @@ impl Ledger {
     /// # Errors
     /// The query fails.
     pub async fn try_lock(&self) -> Result<bool, Problem> {
-        try_lock(&self.client, &self.job).await
+        try_lock(&*self.client().await, &self.job).await
     }
 
     /// Who has the lock; none at a moment when nobody has.
@@ -73,7 +73,7 @@ impl Ledger {
             "SELECT l.pid, coalesce(a.application_name, ''), CASE WHEN a.state <> 'active' THEN
                  extract(epoch FROM pg_catalog.clock_timestamp() - a.state_change)::float8 END {HOLDER}"
         );
-        let row = self.client.query_opt(&sql, &[&self.job]).await?;
+        let row = self.client().await.query_opt(&sql, &[&self.job]).await?;
         Ok(row.map(|row| Leader {
             pid: row.get(0),
             instance: row.get::<_, String>(1).strip_prefix(NAMED).unwrap_or_default().to_owned(),
@@ -92,7 +92,7 @@ impl Ledger {
                AND a.usename = current_user AND starts_with(a.application_name, '{NAMED}') AND a.state <> 'active'
                AND pg_catalog.clock_timestamp() - a.state_change > make_interval(secs => $2)"
         );
-        let row = self.client.query_opt(&sql, &[&self.job, &self.claim_timeout.as_secs_f64()]).await?;
+        let row = self.client().await.query_opt(&sql, &[&self.job, &self.claim_timeout.as_secs_f64()]).await?;
         Ok(row.map(|row| row.get::<_, String>(0).strip_prefix(NAMED).unwrap_or_default().to_owned()))
     }
 }

@@ -18,11 +18,12 @@ mod schema;
 mod tables;
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::{Mutex, MutexGuard, OnceCell, watch};
+use tokio::sync::{OnceCell, RwLock, RwLockReadGuard, RwLockWriteGuard, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_postgres::{Client, Statement};
 
@@ -43,7 +44,9 @@ use crate::sink::Lease;
 /// for as long as it lives.
 #[derive(Debug)]
 pub struct Ledger {
-    client: Client,
+    /// There is one connection, and a transaction has it alone: what another task asks for in between would go down with it,
+    /// or bring it down.
+    client: RwLock<Client>,
     job: String,
     instance: String,
     claim_timeout: Duration,
@@ -53,8 +56,6 @@ pub struct Ledger {
     claims: std::sync::Mutex<HashMap<i32, i32>>,
     /// Why it is of no use any more.
     lost: watch::Sender<Option<Problem>>,
-    /// Who has it may begin a transaction: there is one connection.
-    transacting: Mutex<()>,
     claim: OnceCell<Statement>,
     complete: OnceCell<Statement>,
 }
@@ -74,14 +75,13 @@ impl Ledger {
         client.batch_execute("SET synchronous_commit = off; SET tcp_user_timeout = 25000").await?;
         schema::ensure(&client).await?;
         let ledger = Arc::new(Self {
-            client,
+            client: RwLock::new(client),
             job: job.to_owned(),
             instance: instance.to_owned(),
             claim_timeout: cdc.snapshot.claim_timeout,
             lease: (lease, (cdc.snapshot.claim_timeout + cdc.snapshot.heartbeat_interval) / 2),
             claims: std::sync::Mutex::default(),
             lost: watch::Sender::new(None),
-            transacting: Mutex::new(()),
             claim: OnceCell::new(),
             complete: OnceCell::new(),
         });
@@ -100,12 +100,15 @@ impl Ledger {
         }
     }
 
-    /// Begins a transaction that is on disk once it has committed. Statements that others make meanwhile are part of
-    /// it. Dropped without a commit it is rolled back.
+    /// For one statement. Whoever has it must not ask for it again: between the two a transaction may wait for its turn.
+    async fn client(&self) -> RwLockReadGuard<'_, Client> {
+        self.client.read().await
+    }
+
+    /// Begins a transaction that is on disk once it has committed. Dropped without a commit it is rolled back.
     async fn transaction(&self) -> Result<Open<'_>, Problem> {
-        let alone = self.transacting.lock().await;
-        let open = Open(Some(&self.client), alone);
-        self.client.batch_execute("BEGIN; SET LOCAL synchronous_commit = on").await?;
+        let open = Open { client: self.client.write().await, ended: false };
+        open.batch_execute("BEGIN; SET LOCAL synchronous_commit = on").await?;
         Ok(open)
     }
 }
@@ -118,7 +121,7 @@ async fn beat(ledger: Weak<Ledger>, interval: Duration) {
     loop {
         ticks.tick().await;
         let Some(ledger) = ledger.upgrade() else { return };
-        let outcome = if ledger.client.is_closed() {
+        let outcome = if ledger.client.try_read().is_ok_and(|client| client.is_closed()) {
             Err(Problem::new(
                 ProblemKind::Postgres,
                 "the connection of the ledger has ended, and with it the lock that says which process leads",
@@ -139,22 +142,35 @@ async fn beat(ledger: Weak<Ledger>, interval: Duration) {
 }
 
 /// A transaction of the ledger's connection.
-struct Open<'a>(Option<&'a Client>, #[allow(dead_code, reason = "held")] MutexGuard<'a, ()>);
+struct Open<'a> {
+    client: RwLockWriteGuard<'a, Client>,
+    ended: bool,
+}
 
 impl Open<'_> {
+    /// # Errors
+    /// It did not commit, or nobody knows.
     async fn commit(mut self) -> Result<(), Problem> {
-        if let Some(client) = self.0.take() {
-            client.batch_execute("COMMIT").await?;
-        }
+        // COMMIT is no error in a transaction that has failed; any other statement is.
+        self.batch_execute("SELECT; COMMIT").await?;
+        self.ended = true;
         Ok(())
+    }
+}
+
+impl Deref for Open<'_> {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
     }
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        if let Some(client) = self.0.take() {
+        if !self.ended {
             // Queued on the connection before anything that comes later; the answer is of no interest.
-            drop(client.batch_execute("ROLLBACK").now_or_never());
+            drop(self.batch_execute("ROLLBACK").now_or_never());
         }
     }
 }

@@ -32,7 +32,7 @@ impl Ledger {
     /// # Errors
     /// The query fails.
     pub async fn offer(&self, offer: &Offer, held: &[String]) -> Result<(), Problem> {
-        self.client
+        self.client().await
             .execute(
                 "UPDATE public.cdc_snapshot_job SET keeper_snapshot = $2, keeper_lsn = $3, keeper_tables = $4, keeper_held = $5,
                     keeper_pid = pg_catalog.pg_backend_pid()
@@ -49,7 +49,7 @@ impl Ledger {
     /// The query fails.
     pub async fn withdraw_offer(&self) -> Result<(), Problem> {
         let sql = "UPDATE public.cdc_snapshot_job SET keeper_snapshot = NULL WHERE slot_name = $1 AND keeper_snapshot IS NOT NULL";
-        self.client.execute(sql, &[&self.job]).await?;
+        self.client().await.execute(sql, &[&self.job]).await?;
         Ok(())
     }
 
@@ -63,7 +63,7 @@ impl Ledger {
             "SELECT keeper_snapshot, keeper_lsn, keeper_tables, keeper_held FROM public.cdc_snapshot_job
              WHERE slot_name = $1 AND keeper_snapshot IS NOT NULL AND NOT completed AND keeper_pid = (SELECT l.pid {HOLDER})"
         );
-        let row = self.client.query_opt(&sql, &[&self.job]).await?;
+        let row = self.client().await.query_opt(&sql, &[&self.job]).await?;
         Ok(row.map(|row| Offered {
             offer: Offer {
                 snapshot: row.get(0),
@@ -80,7 +80,8 @@ impl Ledger {
     /// The query fails.
     pub async fn others_at_work(&self) -> Result<bool, Problem> {
         let row = self
-            .client
+            .client()
+            .await
             .query_one(
                 "SELECT EXISTS (SELECT FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND status = 'in_progress'
                     AND claimed_pid <> pg_catalog.pg_backend_pid()

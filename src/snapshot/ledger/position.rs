@@ -26,7 +26,8 @@ impl Ledger {
     /// The query fails.
     pub async fn position(&self) -> Result<Option<Position>, Problem> {
         let row = self
-            .client
+            .client()
+            .await
             .query_opt(
                 "SELECT system_id, timeline, acknowledged_lsn FROM public.cdc_snapshot_job
                  WHERE slot_name = $1 AND system_id IS NOT NULL AND timeline IS NOT NULL AND acknowledged_lsn IS NOT NULL",
@@ -49,8 +50,8 @@ impl Ledger {
     pub async fn acknowledge(&self, position: &Position) -> Result<(), Problem> {
         let transaction = self.transaction().await?;
         // On this server's disk is enough: another one is another timeline. Commits may wait for us, and we not for them.
-        self.client.batch_execute("SET LOCAL synchronous_commit = local").await?;
-        self.client
+        transaction.batch_execute("SET LOCAL synchronous_commit = local").await?;
+        transaction
             .execute(
                 "INSERT INTO public.cdc_snapshot_job AS j
                     (slot_name, snapshot_id, snapshot_lsn, started_at, completed, writer, system_id, timeline, acknowledged_lsn)

@@ -23,7 +23,8 @@ impl Ledger {
     /// The query fails.
     pub async fn remembered(&self) -> Result<HashMap<TableId, Remembered>, Problem> {
         let rows = self
-            .client
+            .client()
+            .await
             .query(
                 "SELECT table_schema, table_name, definition, horizon, index_uuid FROM public.cdc_snapshot_tables
                  WHERE slot_name = $1",
@@ -48,7 +49,8 @@ impl Ledger {
         // Numbers, texts and lists of them always serialise.
         let definition = serde_json::to_string(&seen.definition).unwrap_or_default();
         let horizon = i64::try_from(seen.horizon).unwrap_or(i64::MAX);
-        self.client
+        self.client()
+            .await
             .execute(
                 "INSERT INTO public.cdc_snapshot_tables (slot_name, table_schema, table_name, definition, horizon)
                  VALUES ($1, $2, $3, $4, $5)
@@ -65,7 +67,8 @@ impl Ledger {
     /// # Errors
     /// The query fails.
     pub async fn remember_index(&self, table: &TableId, uuid: &str) -> Result<(), Problem> {
-        self.client
+        self.client()
+            .await
             .execute(
                 "INSERT INTO public.cdc_snapshot_tables AS t (slot_name, table_schema, table_name, index_uuid)
                  VALUES ($1, $2, $3, $4)
