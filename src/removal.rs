@@ -10,11 +10,13 @@ use crate::problem::{Problem, ProblemKind};
 use crate::snapshot::{self, Recorded};
 use crate::table::{TableId, quote_identifier};
 
-/// What there is of one pipeline. While it lives no pgtide can begin to work on it.
+/// What there is of one pipeline. While it lives no pgtide can begin to work on it, unless it is in use already.
 #[derive(Debug)]
 pub struct Remains {
     client: Client,
     job: String,
+    /// Who works on it: nothing can be removed.
+    pub in_use: Option<Problem>,
     /// Name of the slot, and what is known of it; none where there is none, or the mode has none.
     pub slot: Option<(String, SlotInfo)>,
     /// Name of the publication and who made it.
@@ -31,7 +33,7 @@ impl Remains {
     /// Looks. Changes nothing.
     ///
     /// # Errors
-    /// A pgtide works on it, the slot is not ours, or PostgreSQL cannot be asked.
+    /// The slot is not ours, or PostgreSQL cannot be asked.
     pub async fn find(config: &Config) -> Result<Self, Problem> {
         let cdc = &config.cdc;
         let client = connect(cdc, "drop").await?;
@@ -41,20 +43,22 @@ impl Remains {
             true => slot::find(&client, &cdc.slot.name).await?.map(|info| (cdc.slot.name.clone(), info)),
             false => None,
         };
-        // Before the slot: whoever streams for the job has both.
-        if !snapshot::try_lock(&client, &job).await? {
-            return Err(Problem::new(
-                ProblemKind::Setup,
-                format!("a pgtide works on {job}"),
-                "Stop it first. Nothing was removed.",
-            ));
-        }
+        let mut in_use = None;
         if let Some((name, info)) = &slot {
-            match slot::usable(name, info, &cdc.database).and_then(|()| slot::free(name, info)) {
+            match slot::usable(name, info, &cdc.database) {
                 // Lost, it is good for nothing but to be removed.
                 Err(problem) if problem.kind != ProblemKind::Gap => return Err(problem),
                 _ => {}
             }
+            in_use = slot::free(name, info).err();
+        }
+        // Whoever streams for the job has both.
+        if !snapshot::try_lock(&client, &job).await? {
+            in_use = Some(Problem::new(
+                ProblemKind::Setup,
+                format!("a pgtide works on {job}"),
+                "Stop it first. Nothing was removed.",
+            ));
         }
         let ledger = Recorded::read(&client, &job).await?;
         let mut publication = match streams {
@@ -70,7 +74,9 @@ impl Remains {
         Ok(Self {
             slot,
             publication: publication.map(|maker| (cdc.publication.name.clone(), maker)),
-            ledger_tables: ledger.tables && ledger.others.is_empty() && idle,
+            // Those of who has to stop first do not count.
+            ledger_tables: ledger.tables && ledger.others.is_empty() && (idle || in_use.is_some()),
+            in_use,
             ledger,
             identities: identities(&client, config).await?,
             client,
@@ -95,8 +101,11 @@ impl Remains {
     /// first: it alone does harm by staying. Gives whether the ledger's tables went as well.
     ///
     /// # Errors
-    /// PostgreSQL refuses one of them; what stood before it in this order is gone. It can be done again.
+    /// It is in use. PostgreSQL refuses one of them; what stood before it in this order is gone. It can be done again.
     pub async fn remove(&self, publication: bool) -> Result<bool, Problem> {
+        if let Some(problem) = &self.in_use {
+            return Err(problem.clone());
+        }
         if let Some((name, _)) = &self.slot {
             self.client.execute("SELECT pg_catalog.pg_drop_replication_slot($1::text::name)", &[name]).await?;
         }

@@ -166,7 +166,12 @@ async fn a_pgtide_that_does_not_stream_is_in_the_way_too() {
     rig.until_held().await;
     let busy = File::of(&config, "DEFAULT").drop(&["--yes"]);
     assert_eq!(busy.status.code(), Some(4), "{busy:?}");
-    assert!(stderr(&busy).contains("a pgtide works on"), "{busy:?}");
+    assert!(stderr(&busy).contains("a pgtide works on") && stdout(&busy).is_empty(), "{busy:?}");
+    let listed = File::of(&config, "DEFAULT").drop(&["--dry-run"]);
+    assert_eq!(listed.status.code(), Some(0), "{listed:?}");
+    for line in ["replication slot", "made by pgtide", "the ledger's tables", "In use", "a pgtide works on"] {
+        assert!(stdout(&listed).contains(line), "{line}: {listed:?}");
+    }
     assert_eq!(left(&rig).await, (1, 1, 2));
     rig.store.clear_faults();
     stop(engine).await;

@@ -38,6 +38,9 @@ pub(super) struct Arguments {
 pub(super) async fn main(arguments: Arguments) -> Result<ExitCode, Problem> {
     let config = Config::load(&arguments.config)?.config;
     let remains = Remains::find(&config).await?;
+    if let Some(problem) = remains.in_use.as_ref().filter(|_| !arguments.dry_run) {
+        return Err(problem.clone());
+    }
     let publication = !arguments.keep_publication;
     let goes = going(&remains, publication);
     let place = format!("database {} on {}", config.cdc.database, pgtide::postgres::connect::address(&config.cdc));
@@ -52,7 +55,9 @@ pub(super) async fn main(arguments: Arguments) -> Result<ExitCode, Problem> {
     }
     let heading = format!("Goes, of {job} in {}:", shown_text(&place));
     let stays = staying(&remains, &config, publication);
-    print(&format!("{}{}", list(&heading, &goes), list("Stays:", &stays)))?;
+    let in_use: Vec<_> = remains.in_use.iter().map(|problem| shown_text(&problem.message)).collect();
+    let in_use = list("In use, so that nothing can be removed now:", &in_use);
+    print(&format!("{}{}{in_use}", list(&heading, &goes), list("Stays:", &stays)))?;
     if arguments.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
