@@ -146,6 +146,30 @@ async fn a_table_that_is_renamed_stops_the_stream() {
     stop(engine).await;
 }
 
+/// The changes of either go where its name of then says, or nowhere; what the new one had before is copied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_swaps_its_name_with_another_is_copied_again() {
+    let rig = Rig::new().await;
+    rig.sql(&format!(
+        "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 1), (2, 1);
+         CREATE TABLE u (id int PRIMARY KEY, v int); INSERT INTO u VALUES (2, 7), (3, 7);
+         CREATE PUBLICATION {} FOR ALL TABLES",
+        rig.name
+    ))
+    .await;
+    let engine = rig.run(rig.config(&["t"])).await;
+    pause(&engine).await;
+    rig.sql("UPDATE t SET v = 2").await;
+    rig.sql("BEGIN; ALTER TABLE t RENAME TO x; ALTER TABLE u RENAME TO t; ALTER TABLE x RENAME TO u; COMMIT").await;
+    // The old table first: no change of the new one has come yet.
+    rig.sql("UPDATE u SET v = 3; INSERT INTO u VALUES (4, 3); UPDATE t SET v = 8 WHERE id = 3").await;
+    resume(&engine).await;
+    becomes_equal(&rig, &engine, "id::text").await;
+    rig.sql("UPDATE u SET v = 4; UPDATE t SET v = 9").await;
+    rig.equal("t").await;
+    stop(engine).await;
+}
+
 /// A partition may have its columns in another order than its table, by which the copy names documents.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partition_with_another_order_of_columns() {

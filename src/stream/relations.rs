@@ -70,7 +70,7 @@ impl Relations {
     /// ids than before, so that the table has to be copied again.
     ///
     /// # Errors
-    /// The catalog cannot be read, a mapped table has no key that PostgreSQL sends, or has been renamed.
+    /// The catalog cannot be read, a mapped table has no key that PostgreSQL sends, or has been renamed and no other one has its name.
     pub(super) async fn announce(
         &mut self,
         client: &Client,
@@ -86,7 +86,11 @@ impl Relations {
         let mut entry = Relation { oid, table: announced, whole: false, mapping: None, shape: Shape::new(Vec::new()) };
         let Some(mapped) = found.and_then(|name| self.tables.get_mut(&name)) else {
             if let Some(mapped) = self.tables.values().find(|mapped| mapped.oid == oid) {
-                return Err(renamed(&mapped.mapping.table, &entry.table));
+                let table = &mapped.mapping.table;
+                // Another table that has the name now is copied again, by the looks at definitions.
+                if catalog::identity(client, table).await?.is_none() {
+                    return Err(renamed(table, &entry.table));
+                }
             }
             self.known.insert(oid, entry);
             return Ok(false);
@@ -159,10 +163,7 @@ fn renamed(table: &TableId, now: &TableId) -> Problem {
     Problem::new(
         ProblemKind::Setup,
         format!("table {table} has been renamed: its changes come as those of {now} now, which goes to no index"),
-        format!(
-            "Rename it back, or write {now} in the configuration. If another table has the name {table} now, start with \
-             `cdc.snapshot.resnapshot: true` to copy that one."
-        ),
+        format!("Rename it back, or write {now} in the configuration."),
     )
 }
 
