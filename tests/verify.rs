@@ -16,6 +16,7 @@ use pgtide::verify::{self, DifferenceKind, Options, Outcome, Report, TableReport
 use serde_json::{Value, json};
 use support::pipeline::{LIMIT, Rig, stop};
 use support::{own_server_with, process, wait_until};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 const ITEMS: &str = "CREATE TABLE items (id int PRIMARY KEY, name text, price numeric(10, 2));
@@ -262,6 +263,39 @@ async fn a_running_workload_makes_no_difference() {
     rig.equal("items").await;
     rig.equal_by("parts", "id || ':' || sub").await;
     stop(engine).await;
+}
+
+/// What was read of the table as it was is no difference, and repairs nothing, once its documents are those of another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_is_altered_meanwhile_is_not_compared_nor_repaired() {
+    for step in ["looking again at what seems to differ", "repairing"] {
+        let rig = Arc::new(Rig::new().await);
+        rig.sql(ITEMS).await;
+        let config = rig.config(&["items"]);
+        let engine = rig.run(config.clone()).await;
+        rig.delivered().await;
+        spoil(&rig).await;
+        let (altering, altered) = (Arc::clone(&rig), AtomicBool::new(false));
+        let alter = move |progress: &verify::Progress| {
+            if progress.step == step && !altered.swap(true, Relaxed) {
+                tokio::task::block_in_place(|| {
+                    Handle::current().block_on(async {
+                        altering.sql("ALTER TABLE items ADD COLUMN n int DEFAULT 5").await;
+                        altering.becomes_equal("items").await;
+                    });
+                });
+            }
+        };
+        let repairing = Options { repair: true, progress: Some(Arc::new(alter)), ..options(config.clone()) };
+        let report = run(&repairing).await.unwrap();
+        let table = &report.tables[0];
+        assert_eq!((report.outcome(), table.repaired), (Outcome::NotCompared, None), "{step}: {table:?}");
+        let reason = "the table was altered while it was compared: its columns have changed".to_owned();
+        assert_eq!(table.not_compared, BTreeMap::from([(reason, 2_000)]), "{step}");
+        rig.equal("items").await;
+        assert_eq!(compare(config).await.outcome(), Outcome::Equal);
+        stop(engine).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

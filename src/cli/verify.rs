@@ -154,6 +154,8 @@ fn lines(table: &TableReport, limit: usize) -> String {
     let apart: u64 = table.not_compared.values().sum();
     if apart > 0 {
         found.push(format!("{} not compared", HumanCount(apart)));
+    } else if !table.not_compared.is_empty() {
+        found.push("not compared".to_owned());
     }
     out.push_str(&found.join(", "));
     out.push('\n');

@@ -8,6 +8,7 @@
 //! settle       looks at what seems to differ until it is certain
 //! stream       waits until the stream has passed a position
 //! repair       copies just the rows that differ
+//! report       what was found
 //! ```
 //!
 //! Both sides are read once, in whatever order they come, into parts by a hash of the id; the parts are compared one after
@@ -18,23 +19,24 @@ mod dead_letters;
 mod documents;
 mod fingerprint;
 mod repair;
+mod report;
 mod rows;
 mod settle;
 mod spill;
 mod stream;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use self::documents::Documents;
+pub use self::report::{Difference, DifferenceKind, Outcome, Repaired, Report, TableReport};
 use self::rows::Rows;
 use self::settle::{Settle, Settled};
 use self::spill::{BUCKETS, Record, Spill, records};
@@ -42,7 +44,8 @@ use self::stream::Stream;
 use crate::config::{Config, Mode};
 use crate::mapping::{self, TableMapping};
 use crate::postgres::connect::connect;
-use crate::postgres::preflight::{self, Ready};
+use crate::postgres::definition::{self, Definition};
+use crate::postgres::preflight::{self, Ready, Server};
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::{self, Sink, SinkOptions, document_id};
 use crate::snapshot::Recorded;
@@ -112,131 +115,6 @@ pub struct Progress {
     pub step: &'static str,
 }
 
-/// In what an id differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DifferenceKind {
-    /// A row without a document.
-    Missing,
-    /// A document without a row.
-    Extra,
-    /// A document that is not its row.
-    Different,
-}
-
-/// An id whose row and document are not equal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Difference {
-    /// What it is.
-    pub kind: DifferenceKind,
-    /// The document's id.
-    pub id: String,
-    /// The fields that differ, by name.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub fields: Vec<String>,
-    /// The document's version is ahead of the server: something else wrote it, and no change will replace it.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub foreign: bool,
-    /// The document's version.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub version: Option<u64>,
-    /// The newest dead letter with this id and a later version: what Elasticsearch called the reason.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub refused: Option<String>,
-    /// The document that the row makes, as JSON, when values were asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub row: Option<String>,
-    /// The document that is there, as JSON, when values were asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub document: Option<String>,
-}
-
-/// What a repair did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Repaired {
-    /// Documents sent, those included that were superseded or refused.
-    pub written: u64,
-    /// Deletes sent, likewise.
-    pub deleted: u64,
-    /// Of both, those that a newer version was in the way of.
-    pub superseded: u64,
-    /// Refused for good by Elasticsearch; they are among the dead letters.
-    pub refused: u64,
-}
-
-/// What was found of one table.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct TableReport {
-    /// The table.
-    pub table: String,
-    /// Its index.
-    pub index: String,
-    /// Rows read.
-    pub rows: u64,
-    /// Documents read.
-    pub documents: u64,
-    /// Rows without a document.
-    pub missing: u64,
-    /// Documents without a row.
-    pub extra: u64,
-    /// Documents that are not their row.
-    pub different: u64,
-    /// Ids that could not be compared, by the reason.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub not_compared: BTreeMap<String, u64>,
-    /// What the repair did, if one was asked for and needed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub repaired: Option<Repaired>,
-    /// Differences that the repair left.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub left: Option<u64>,
-    /// The first differences; after a repair those that it left.
-    #[serde(skip)]
-    pub differences: Vec<Difference>,
-}
-
-impl TableReport {
-    /// Differences that there are now.
-    #[must_use]
-    pub fn unequal(&self) -> u64 {
-        self.left.unwrap_or(self.missing + self.extra + self.different)
-    }
-}
-
-/// What was found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Table by table.
-    pub tables: Vec<TableReport>,
-    /// What makes documents differ from rows and may be meant so, a sentence each.
-    pub notes: Vec<String>,
-}
-
-/// The outcome as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Every row has its document, and no document is left over.
-    Equal,
-    /// Some differ, for certain.
-    Different,
-    /// None differs for certain, but some could not be compared.
-    NotCompared,
-}
-
-impl Report {
-    /// The outcome as a whole.
-    #[must_use]
-    pub fn outcome(&self) -> Outcome {
-        if self.tables.iter().any(|table| table.unequal() > 0) {
-            Outcome::Different
-        } else if self.tables.iter().any(|table| !table.not_compared.is_empty()) {
-            Outcome::NotCompared
-        } else {
-            Outcome::Equal
-        }
-    }
-}
-
 /// An id to be looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Candidate {
@@ -276,7 +154,8 @@ pub async fn run(
             "Compare once the copy is done: `pgtide run` says so.",
         ));
     }
-    let ready = preflight::look(&client, config, &server, &names, true).await?;
+    // Whatever is in the way of one of them is said before the first is read.
+    preflight::look(&client, config, &server, &names, true).await?;
     let mut report =
         Report { notes: preflight::warnings(&client, config, &server, &names).await?, ..Report::default() };
     let copied = config.cdc.snapshot.tables.iter().map(|table| &table.id).collect::<Vec<_>>();
@@ -288,7 +167,12 @@ pub async fn run(
         }
     }
     let synchronous = stream::synchronous(&client).await?;
-    for (mapping, ready) in mappings.iter().zip(ready) {
+    for mapping in &mappings {
+        let table = std::slice::from_ref(&mapping.table);
+        // In this order: what is read of the table is not older than its definition.
+        let defined = definition(&client, config, &server, &mapping.table).await?;
+        let looked = preflight::look(&client, config, &server, table, true).await?.pop();
+        let (Some(defined), Some(ready)) = (defined, looked) else { return Err(gone(&mapping.table)) };
         let comparison = Comparison {
             options,
             client: &client,
@@ -296,6 +180,8 @@ pub async fn run(
             mapping,
             rows: Rows::new(&ready),
             ready,
+            server: &server,
+            defined,
             stream: Stream::new(config),
             synchronous,
             copying: recorded.wanted.contains(&mapping.table),
@@ -344,6 +230,22 @@ async fn trouble(sink: &Sink, timeout: Duration) -> Problem {
     }
 }
 
+/// What a table is now; none where there is none of its name.
+async fn definition(
+    client: &Client,
+    config: &Config,
+    server: &Server,
+    table: &TableId,
+) -> Result<Option<Definition>, Problem> {
+    let publication = &config.cdc.publication.name;
+    let looked = definition::look(client, server.version, std::slice::from_ref(table), publication).await?;
+    Ok(looked.into_iter().flatten().next().map(|seen| seen.definition))
+}
+
+fn gone(table: &TableId) -> Problem {
+    Problem::new(ProblemKind::Setup, format!("table {table} was dropped or renamed meanwhile"), "Start again.")
+}
+
 fn stopped() -> Problem {
     Problem::new(ProblemKind::Internal, "stopped before everything was compared", "")
 }
@@ -356,6 +258,9 @@ struct Comparison<'a> {
     mapping: &'a TableMapping,
     rows: Rows,
     ready: Ready,
+    server: &'a Server,
+    /// What the table was before anything of it was read.
+    defined: Definition,
     stream: Stream,
     synchronous: bool,
     /// The ledger says that it is to be copied again.
@@ -365,14 +270,40 @@ struct Comparison<'a> {
 
 impl Comparison<'_> {
     async fn run(&self, dead_letters: &Path) -> Result<TableReport, Problem> {
-        let (mut rows, mut documents) = self.read().await?;
         let mut report = TableReport {
             table: self.mapping.table.to_string(),
             index: self.mapping.index.clone(),
-            rows: rows.records(),
-            documents: documents.records(),
             ..TableReport::default()
         };
+        let outcome = self.compare(&mut report).await;
+        // Rows and documents of two definitions were compared, or the rows could not be read any more.
+        if let Some(why) = self.altered().await? {
+            let count = report.rows.max(report.documents);
+            let reason = format!("the table was altered while it was compared: {why}");
+            return Ok(TableReport {
+                missing: 0,
+                extra: 0,
+                different: 0,
+                left: None,
+                not_compared: [(reason, count)].into(),
+                differences: Vec::new(),
+                ..report
+            });
+        }
+        outcome?;
+        dead_letters::mark(dead_letters, &self.mapping.index, &mut report.differences);
+        Ok(report)
+    }
+
+    /// Why what was read by the table's definition of the beginning is not what it is now.
+    async fn altered(&self) -> Result<Option<&'static str>, Problem> {
+        let now = definition(self.client, &self.options.config, self.server, &self.mapping.table).await?;
+        Ok(now.map_or(Some("it was dropped or renamed"), |now| self.defined.outdated(&now)))
+    }
+
+    async fn compare(&self, report: &mut TableReport) -> Result<(), Problem> {
+        let (mut rows, mut documents) = self.read().await?;
+        (report.rows, report.documents) = (rows.records(), documents.records());
         let settle = self.settle();
         let (mut settled, mut pending) = (Settled::default(), Vec::new());
         for bucket in 0..BUCKETS {
@@ -395,14 +326,13 @@ impl Comparison<'_> {
         }
         (report.missing, report.extra, report.different) = (settled.missing, settled.extra, settled.different);
         if self.options.repair && settled.count() > 0 {
-            settled = self.repair(settled, &mut report).await?;
+            settled = self.repair(settled, report).await?;
             report.left = Some(settled.count());
         }
         report.not_compared = settled.unsettled;
         report.differences = settled.differences;
         report.differences.sort_by(|one, other| (one.kind, &one.id).cmp(&(other.kind, &other.id)));
-        dead_letters::mark(dead_letters, &self.mapping.index, &mut report.differences);
-        Ok(report)
+        Ok(())
     }
 
     fn settle(&self) -> Settle<'_> {
@@ -430,27 +360,24 @@ impl Comparison<'_> {
         let mut wrong = settled.wrong;
         for turn in 1..=TURNS {
             self.step("repairing", report.rows, report.documents);
+            let session = repair::session(&self.options.config, &self.ready.info.leaves, self.options.timeout).await?;
+            // Under its locks nobody alters the table. Rows that are not what was compared are left as they are.
+            if self.altered().await?.is_some() {
+                break;
+            }
             let again: Vec<Candidate> = wrong.iter().map(|wrong| wrong.candidate.clone()).collect();
-            let repaired = repair::repair(
-                &self.options.config,
-                self.sink,
-                self.mapping,
-                (&self.rows, &self.ready.info.leaves),
-                wrong,
-                (self.options.timeout, self.stop),
-            )
-            .await?;
+            let repaired = repair::repair(session, self.sink, self.mapping, &self.rows, wrong, self.stop).await?;
             done.written += repaired.written;
             done.deleted += repaired.deleted;
             done.superseded += repaired.superseded;
             done.refused += repaired.refused;
+            report.repaired = Some(done);
             self.settle().settle(again, &mut left).await?;
             wrong = if turn < TURNS { left.take_left_over() } else { Vec::new() };
             if wrong.is_empty() {
                 break;
             }
         }
-        report.repaired = Some(done);
         Ok(left)
     }
 

@@ -17,12 +17,14 @@
 
 use std::time::Duration;
 
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::Repaired;
 use super::rows::Rows;
 use super::settle::Wrong;
 use crate::config::Config;
+use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
 use crate::postgres::catalog::Leaf;
 use crate::problem::{Problem, ProblemKind};
@@ -30,24 +32,28 @@ use crate::sink::{FIND, Sink};
 use crate::snapshot;
 use crate::version;
 
-/// Writes or removes the documents of `wrong` as the rows are now.
-pub(super) async fn repair(
-    config: &Config,
-    sink: &Sink,
-    mapping: &TableMapping,
-    (rows, leaves): (&Rows, &[Leaf]),
-    wrong: Vec<Wrong>,
-    (timeout, stop): (Duration, &CancellationToken),
-) -> Result<Repaired, Problem> {
+/// A session to repair from: its snapshot, locks on the table's leaves that keep it from being altered, and its position.
+pub(super) async fn session(config: &Config, leaves: &[Leaf], timeout: Duration) -> Result<(Client, Lsn), Problem> {
     let taken = tokio::time::timeout(timeout, snapshot::session(config, leaves)).await;
-    let (client, lsn) = taken.map_err(|_| {
+    taken.map_err(|_| {
         Problem::new(
             ProblemKind::Setup,
             format!("no snapshot to repair from within {} s: a transaction has been open for as long", timeout.as_secs()),
             "PostgreSQL makes a slot once every transaction has ended, in whatever database. See them: SELECT pid, datname, \
              xact_start, query FROM pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start",
         )
-    })??;
+    })?
+}
+
+/// Writes or removes the documents of `wrong` as the rows are by the session's snapshot.
+pub(super) async fn repair(
+    (client, lsn): (Client, Lsn),
+    sink: &Sink,
+    mapping: &TableMapping,
+    rows: &Rows,
+    wrong: Vec<Wrong>,
+    stop: &CancellationToken,
+) -> Result<Repaired, Problem> {
     let version = version::before(lsn);
     let mut repaired = Repaired::default();
     let mut wrong = wrong;
