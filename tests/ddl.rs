@@ -232,3 +232,19 @@ async fn another_key_gives_all_documents_other_ids() {
         stop(engine).await;
     }
 }
+
+/// With `REPLICA IDENTITY FULL` the key is that of today, and a row of then may lack it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_from_before_their_key() {
+    let rig = Rig::new().await;
+    rig.sql("CREATE TABLE t (id int PRIMARY KEY, number int, v int); ALTER TABLE t REPLICA IDENTITY FULL").await;
+    rig.sql("INSERT INTO t VALUES (1, NULL, 1), (2, NULL, 1), (3, 13, 1)").await;
+    let engine = rig.run(rig.config(&["t"])).await;
+    pause(&engine).await;
+    rig.sql("INSERT INTO t VALUES (4, NULL, 1); UPDATE t SET v = 2; UPDATE t SET number = NULL WHERE id = 3").await;
+    rig.sql("DELETE FROM t WHERE id = 2; UPDATE t SET number = id + 10").await;
+    rig.sql("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (number)").await;
+    resume(&engine).await;
+    becomes_equal(&rig, &engine, "number::text").await;
+    stop(engine).await;
+}

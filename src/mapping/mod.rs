@@ -120,6 +120,13 @@ impl Shape {
         }
         !self.key.is_empty() && write_id(id, self.key.iter().map(|&at| fields.clone().nth(at)))
     }
+
+    /// The row is from before the key: a column of it is NULL. So it comes under `REPLICA IDENTITY FULL`, where the key is
+    /// that of today. No document has its name, and a table whose key has changed is copied again.
+    #[must_use]
+    pub fn precedes_key<'a>(&self, fields: impl Iterator<Item = Field<'a>> + Clone) -> bool {
+        self.key.iter().any(|&at| matches!(fields.clone().nth(at), Some(Field::Null)))
+    }
 }
 
 /// A handler's action that does not serialise to JSON.

@@ -73,15 +73,19 @@ impl Writer {
         old: Option<Tuple<'_>>,
         fields: impl Iterator<Item = Field<'a>> + Clone,
     ) -> Result<(), Problem> {
-        if !relation.shape.id(&mut self.id, fields.clone()) {
+        let named = relation.shape.id(&mut self.id, fields.clone());
+        if !named && !relation.shape.precedes_key(fields.clone()) {
             return Err(misfit(relation));
         }
         if let Some(old) = old
             && relation.shape.id(&mut self.old_id, old.iter())
-            && self.old_id != self.id
+            && !(named && self.old_id == self.id)
         {
             let version = self.version(commit);
             remove(&mut self.lanes, &self.resnapshots, mapping, &self.old_id, commit, version);
+        }
+        if !named {
+            return Ok(());
         }
         let version = self.version(commit);
         let body = self.lanes.body_for(&mapping.target, &self.id, commit);
@@ -400,11 +404,13 @@ impl Applier {
             let mapping = Arc::clone(mapping);
             return self.act(&mapping, &actions, EventKind::Delete);
         }
-        if !relation.shape.id(&mut self.writer.id, old.iter()) {
+        if relation.shape.id(&mut self.writer.id, old.iter()) {
+            let (writer, commit) = (&mut self.writer, transaction.commit);
+            let version = writer.version(commit);
+            remove(&mut writer.lanes, &writer.resnapshots, mapping, &writer.id, commit, version);
+        } else if !relation.shape.precedes_key(old.iter()) {
             return Err(misfit(relation));
         }
-        let version = self.writer.version(transaction.commit);
-        remove(&mut self.writer.lanes, &self.writer.resnapshots, mapping, &self.writer.id, transaction.commit, version);
         let number = mapping.number;
         self.show(EventKind::Delete, number);
         Ok(())
