@@ -127,6 +127,21 @@ async fn as_owner(client: &Client, cdc: &Cdc, verb: &str, sql: &str, then: &str)
                 "It takes the owner of the tables, with CREATE on the database. As that one, or as a superuser: {sql};"
             ),
         )),
+        // Its detail names kinds of tables only.
+        Err(error) if error.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => {
+            let detail =
+                error.as_db_error().and_then(tokio_postgres::error::DbError::detail).unwrap_or_default().to_owned();
+            Err(Problem::new(
+                ProblemKind::Setup,
+                format!(
+                    "PostgreSQL does not {verb} publication {} so: {}. {detail}",
+                    cdc.publication.name,
+                    super::PostgresError::from(error)
+                ),
+                "Of an unlogged table nothing is streamed: ALTER TABLE ... SET LOGGED. Otherwise take it out of the \
+                 configuration.",
+            ))
+        }
         outcome => Ok(outcome?),
     }
 }

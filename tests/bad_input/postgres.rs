@@ -92,6 +92,10 @@ async fn tables_and_publications_that_do_not_fit() {
     let count: i64 = case.client.query_one(published, &[]).await.unwrap().get(0);
     assert_eq!(count, 0, "a publication of a table without a key makes its UPDATEs fail in the application");
 
+    case.client.batch_execute("CREATE UNLOGGED TABLE draft (id int PRIMARY KEY)").await.unwrap();
+    map(&mut case, "draft");
+    case.refused(4, &["draft", "unlogged", "SET LOGGED"]).await;
+
     map(&mut case, "people");
     case.set("/cdc/publication/createIfNotExists", false);
     case.refused(4, &["no publication tide", "createIfNotExists", "CREATE PUBLICATION \"tide\" FOR TABLE"]).await;
