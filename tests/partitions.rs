@@ -178,6 +178,21 @@ async fn a_detached_partition_before_a_copy_from_the_beginning() {
     stop(engine).await;
 }
 
+/// The same with a slot that is older than the first copy: a start may have come no further than to make it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_detached_partition_between_the_slot_and_the_first_copy() {
+    let rig = Rig::new().await;
+    rig.sql(PARTS).await;
+    let name = &rig.name;
+    rig.sql(&format!("CREATE PUBLICATION {name} FOR TABLE parts WITH (publish_via_partition_root)")).await;
+    rig.sql(&format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')")).await;
+    rig.sql("INSERT INTO parts SELECT n, 'late' FROM generate_series(160, 180) n").await;
+    rig.sql("ALTER TABLE parts DETACH PARTITION part_1; INSERT INTO parts VALUES (0, 'more')").await;
+    let engine = rig.run(config(&rig, true)).await;
+    rig.equal("parts").await;
+    stop(engine).await;
+}
+
 /// A wish that was cancelled before its turn is not granted by the next start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wish_that_is_given_up_while_it_waits() {

@@ -125,9 +125,9 @@ pub async fn initial(
             "Start again; the tables are copied again.",
         ));
     };
-    if job.sweep && streams && context.handler.is_none() && wanted.len() == context.counters.tables.len() {
+    if streams && context.handler.is_none() && wanted.len() == context.counters.tables.len() {
         // What lies before the snapshot is in it. Of rows that went without a change of their own the stream would bring
-        // older changes behind the sweep.
+        // older changes behind the copy, where the slot is older: from another life, or from a start that came no further.
         let client = connect(&config.cdc, "control").await?;
         slot::advance(&client, slot_name, job.lsn).await?;
     }
