@@ -3,8 +3,8 @@
 use libtest_mimic::Failed;
 
 use super::history::Rule;
+use super::profile::{ANSWERS, DELETES, LARGE, ORDER, Profile, REWRITES};
 use super::search::Search;
-use super::weather::{ANSWERS, DELETES, LARGE, ORDER, Profile, REWRITES};
 
 /// A rule that is broken (`src/broken.rs`), and what has to find it.
 #[derive(Clone, Copy)]
@@ -21,8 +21,7 @@ pub const CONTROLS: [Control; 6] = [
         name: "found::the_position_of_the_change_as_version",
         broken: "CommitVersion",
         profile: ORDER,
-        // Two sessions have to meet in the middle of a statement: less often where the machine is busy.
-        within: 240,
+        within: 30,
     },
     Control {
         name: "found::an_acknowledgement_before_the_answer",

@@ -1,27 +1,28 @@
 //! One history, from an empty database to the comparison.
 
-use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-use pgtide::engine::{Phase, Status, TableState};
+use pgtide::engine::Phase;
 use pgtide::store::{self, Store};
+use serde_json::Value;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
-use super::oracle::{Pending, differences};
+use super::alter::Away;
+use super::audit;
+use super::causes::{Cause, Causes};
+use super::host::Place;
+use super::plan::{Plan, Step};
+use super::processes::Processes;
 use super::schema::Kind;
 use super::session::{Log, Sessions};
-use super::support::process::{Pipeline, signal};
-use super::support::{Database, fresh_database, shared_server, wait_until};
+use super::support::process::Pipeline;
+use super::support::wait_until;
 use super::traffic::Traffic;
-use super::weather::{Plan, Step};
 
 /// The longest wait for anything that has to come.
-const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(60);
 /// The longest wait for what may come: soon, or once much else is done.
 const LONG: Duration = Duration::from_secs(5);
 const MOMENT: Duration = Duration::from_millis(400);
@@ -31,6 +32,8 @@ const MOMENT: Duration = Duration::from_millis(400);
 pub enum Rule {
     /// In the end documents are rows.
     Equal,
+    /// `pgtide verify` says of documents and rows what is so, and mends what differs.
+    Verify,
     /// What is confirmed is in the store.
     Acknowledged,
     /// While it says `PAUSED` nothing is sent.
@@ -65,71 +68,68 @@ pub async fn run(plan: &Plan, environment: &[(&'static str, String)], log: &Log)
     if let Some(broken) = &broken {
         log.add(format!("{:?}: {}", broken.rule, broken.how));
     }
-    let output = format!("{}\n--- and the other\n{}", history.pipeline.output(), history.second.output());
+    let output = history.processes.output();
     let transactions = history.sessions.transactions();
     history.end().await;
     Outcome { broken, output, transactions }
 }
 
-struct History {
-    database: Database,
-    tables: Vec<Kind>,
-    store: Store,
-    pipeline: Pipeline,
-    /// Another process with the same configuration.
-    second: Pipeline,
-    sessions: Sessions,
-    log: Log,
-    slot: String,
-    /// Items of the store when it said that it was paused.
-    paused: Option<u64>,
-    /// Ends that nobody asked for.
-    ends: u32,
+/// One that is under way.
+pub struct History {
+    pub place: Place,
+    pub tables: Vec<Kind>,
+    pub store: Store,
+    pub processes: Processes,
+    pub configuration: Value,
+    pub sessions: Sessions,
+    pub causes: Causes,
+    pub log: Log,
+    /// What became of tables, and is to end.
+    pub away: Vec<(Kind, Away)>,
 }
 
-type Held = Result<(), Broken>;
+pub type Held = Result<(), Broken>;
 
-fn broken(rule: Rule, how: impl Into<String>) -> Held {
+pub fn broken(rule: Rule, how: impl Into<String>) -> Held {
     Err(Broken { rule, how: how.into() })
 }
 
 impl History {
     async fn new(plan: &Plan, environment: &[(&'static str, String)], log: Log) -> Self {
-        let database = empty_database().await;
-        database.client.batch_execute(&plan.schema.sql()).await.unwrap();
-        database.client.batch_execute("SET timezone = 'UTC'").await.unwrap();
+        let place = Place::take().await;
+        place.client.batch_execute(&plan.schema.sql()).await.unwrap();
         let store = Store::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), store::Options::default()).await.unwrap();
-        let slot = format!("model_{}", database.name);
+        let configuration = plan.schema.configuration(&place.config(), &place.name, &store.url());
+        let causes = Causes::default();
         let process = || {
-            let mut process = Pipeline::of(plan.schema.configuration(&database.config, &slot, &store.url()));
+            let mut process = Pipeline::of(configuration.clone());
             process.environment(environment);
             process
         };
-        let (pipeline, second) = (process(), process());
+        let processes = Processes::new(process, &causes, &log);
         let mut clients = Vec::new();
         for _ in 0..plan.sessions {
-            let client = shared_server().await.connect(&database.name).await.unwrap();
+            let client = place.connect().await;
             client.batch_execute("SET lock_timeout = '100ms'; SET statement_timeout = '10s'").await.unwrap();
             clients.push(client);
         }
-        let traffic = |session| Traffic::new(plan.seed ^ (session + 1) << 40, &plan.schema, plan.profile.weights);
-        let sessions = Sessions::start(clients, traffic, &log);
+        let traffic = |session| Traffic::new(plan.seed ^ (session + 1) << 40, &plan.schema, plan.weights);
+        let sessions = Sessions::start(clients, traffic, &causes, &log);
         Self {
+            place,
             tables: plan.schema.tables.clone(),
-            database,
             store,
-            pipeline,
-            second,
+            processes,
+            configuration,
             sessions,
+            causes,
             log,
-            slot,
-            paused: None,
-            ends: 0,
+            away: Vec::new(),
         }
     }
 
-    fn client(&self) -> &Client {
-        &self.database.client
+    pub fn client(&self) -> &Client {
+        &self.place.client
     }
 
     async fn run(&mut self, plan: &Plan) -> Held {
@@ -138,13 +138,8 @@ impl History {
             self.step(step).await?;
         }
         self.settle().await?;
-        for table in &self.tables {
-            let found = differences(self.client(), &self.store, *table, &Pending::default()).await;
-            if !found.is_empty() {
-                return broken(Rule::Equal, found.join("\n    "));
-            }
-        }
-        Ok(())
+        self.equal().await?;
+        audit::audit(self, &plan.damage).await
     }
 
     async fn step(&mut self, step: &Step) -> Held {
@@ -152,34 +147,23 @@ impl History {
             Step::Go(count) => self.sessions.go(*count),
             Step::Until(count) => self.sessions.until(*count).await,
             Step::Join => self.sessions.rest().await,
-            Step::Start => self.start()?,
-            Step::Second => {
-                if !self.second_runs()? {
-                    self.second.start();
-                }
-            }
-            Step::Kill if self.second_runs()? => {
+            Step::Start => self.processes.start()?,
+            Step::Second => self.processes.start_second()?,
+            Step::Kill if self.processes.second_runs()? => {
                 // What the first has sent arrives before the second sends the same.
-                self.store.clear_faults();
-                if self.running()? {
-                    self.pipeline.kill();
-                }
+                self.release();
+                self.processes.kill()?;
                 self.store.until_applied().await;
-                self.second_is_first();
+                self.processes.second_is_first();
             }
             Step::Kill => {
-                if self.running()? {
-                    self.pipeline.kill();
-                }
+                self.processes.kill()?;
                 self.down().await?;
             }
             Step::Terminate => {
-                self.only_the_leader().await?;
-                self.store.clear_faults();
-                if self.running()? {
-                    signal(self.pipeline.pid(), Signal::SIGTERM);
-                    self.until_ended(0).await?;
-                }
+                self.processes.only_the_leader().await?;
+                self.release();
+                self.processes.terminate().await?;
                 self.down().await?;
             }
             Step::Pause => self.pause().await?,
@@ -191,12 +175,17 @@ impl History {
             Step::Cut(of) => {
                 let sql = "SELECT application_name, pg_terminate_backend(pid) FROM pg_stat_activity
                            WHERE datname = current_database() AND application_name LIKE 'pgtide%' || $1 || '%'";
+                self.causes.once(Cause::Cut);
                 let cut = self.client().query(sql, &[of]).await.unwrap();
                 let names: Vec<&str> = cut.iter().map(|row| row.get(0)).collect();
                 self.log.add(format!("cut: {names:?}"));
             }
             Step::Fault(fault) => self.store.inject(fault.clone()),
-            Step::Release => self.store.clear_faults(),
+            Step::Outage(fault) => {
+                self.causes.begin(Cause::Store);
+                self.store.inject(fault.clone());
+            }
+            Step::Release => self.release(),
             Step::Held => {
                 let held = self.held().await?;
                 self.log.add(if held { "a request is held" } else { "no request is held" });
@@ -212,8 +201,8 @@ impl History {
             }
             Step::Streaming => {
                 let deadline = Instant::now() + LONG;
-                while Instant::now() < deadline && self.running()? && !self.holds().await {
-                    let status = self.pipeline.status().await;
+                while Instant::now() < deadline && self.processes.running()? && !self.holds().await {
+                    let status = self.processes.first().status().await;
                     if status.is_some_and(|status| matches!(status.phase, Phase::Streaming | Phase::Paused)) {
                         break;
                     }
@@ -223,10 +212,93 @@ impl History {
             Step::Sql(sql) => {
                 self.sessions.rest().await;
                 let outcome = self.client().batch_execute(sql).await;
-                self.log.add(format!("{sql}: {:?}", outcome.err().map(|error| error.to_string())));
+                self.log.add(format!("{sql}: {}", said(outcome)));
             }
+            Step::Away(table, away) => self.go_away(*table, *away).await,
+            Step::Back => drop(self.back("1s").await),
+            Step::Crossing(seed) => self.crossing(*seed).await,
         }
         Ok(())
+    }
+
+    /// The store works again.
+    pub fn release(&self) {
+        self.store.clear_faults();
+        self.causes.over(Cause::Store);
+    }
+
+    /// Something becomes of a table, unless a lock or something else is in the way.
+    async fn go_away(&mut self, table: Kind, away: Away) {
+        let (sql, _) = away.sql(table, &self.place.name);
+        self.causes.begin(Cause::Table);
+        let outcome = self.client().batch_execute(&format!("SET lock_timeout = '300ms'; {sql}")).await;
+        if outcome.is_ok() {
+            self.away.push((table, away));
+            self.sessions.alter(table);
+        } else {
+            self.causes.end(Cause::Table);
+        }
+        self.log.add(format!("{sql}: {}", said(outcome)));
+    }
+
+    /// Everything that has become of tables ends. A lock may be in the way for so long.
+    pub async fn back(&mut self, limit: &str) -> Held {
+        for (table, away) in std::mem::take(&mut self.away) {
+            let (_, sql) = away.sql(table, &self.place.name);
+            let outcome = self.client().batch_execute(&format!("SET lock_timeout = '{limit}'; {sql}")).await;
+            let done = match outcome.as_ref().err().and_then(tokio_postgres::Error::code) {
+                None => outcome.is_ok(),
+                // A process that was started meanwhile has published it itself.
+                Some(code) if *code == SqlState::DUPLICATE_OBJECT => true,
+                // The partition was dropped.
+                Some(code) => *code == SqlState::UNDEFINED_TABLE && table == Kind::Parts,
+            };
+            let said = said(outcome);
+            self.log.add(format!("{sql}: {said}"));
+            if done {
+                self.causes.end(Cause::Table);
+            } else {
+                self.away.push((table, away));
+            }
+        }
+        match self.away.as_slice() {
+            [] => Ok(()),
+            left => broken(Rule::Test, format!("{left:?} does not end")),
+        }
+    }
+
+    /// Two transactions change a row of `singles` in another order than they commit: the one that commits last wrote its
+    /// row first, and then waited for the other one to let go of a value.
+    async fn crossing(&mut self, seed: u64) {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let (row, held) = (rng.i64(1..4), rng.i64(4..7));
+        let u = rng.i64(1..9);
+        let (one, other) = (self.place.connect().await, self.place.connect().await);
+        let prepare = format!(
+            "SET lock_timeout = '1s'; BEGIN; DELETE FROM singles WHERE id IN ({row}, {held}) OR u = {u}; \
+             INSERT INTO singles (id, u, n) VALUES ({row}, NULL, 0), ({held}, {u}, 0); COMMIT; \
+             BEGIN; DELETE FROM singles WHERE id = {held}"
+        );
+        other.batch_execute("SET lock_timeout = '1s'").await.unwrap();
+        let pid: i32 = other.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+        if let Err(error) = one.batch_execute(&prepare).await {
+            return self.log.add(format!("no crossing: {error}"));
+        }
+        let insert = format!("INSERT INTO singles (id, u, n, v) VALUES ({row}, {u}, {seed} % 1000, 'crossed')");
+        let insert = tokio::spawn(async move { said(other.batch_execute(&insert).await) });
+        let waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $1";
+        let deadline = Instant::now() + MOMENT;
+        while Instant::now() < deadline && !insert.is_finished() {
+            let waits = self.client().query_opt(waits, &[&pid]).await.unwrap();
+            if waits.is_some_and(|row| row.get::<_, Option<bool>>(0) == Some(true)) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let delete = format!("DELETE FROM singles WHERE id = {row}; COMMIT");
+        let deleted = said(one.batch_execute(&delete).await);
+        let inserted = insert.await.unwrap();
+        self.log.add(format!("crossing: row {row} by u = {u}: {delete}: {deleted}; INSERT: {inserted}"));
     }
 
     /// Waits until PostgreSQL was told that all is received (`write_lsn`) or answered for (`flush_lsn`).
@@ -238,7 +310,7 @@ impl History {
         let position = self.position().await;
         let deadline = Instant::now() + MOMENT;
         while Instant::now() < deadline {
-            let told = self.client().query_opt(&sql, &[&self.slot, &position]).await.unwrap();
+            let told = self.client().query_opt(&sql, &[&self.place.name, &position]).await.unwrap();
             if told.is_some_and(|row| row.get(0)) {
                 self.log.add(format!("{column} has passed {position}"));
                 return;
@@ -247,7 +319,7 @@ impl History {
         }
     }
 
-    async fn position(&self) -> String {
+    pub async fn position(&self) -> String {
         self.client().query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap().get(0)
     }
 
@@ -259,11 +331,11 @@ impl History {
     /// Waits for a request that is held: longer while a copy is to come.
     async fn held(&mut self) -> Result<bool, Broken> {
         let began = Instant::now();
-        while self.running()? {
+        while self.processes.running()? {
             if self.holds().await {
                 return Ok(true);
             }
-            let status = self.pipeline.status().await;
+            let status = self.processes.first().status().await;
             let copies = status.is_none_or(|status| {
                 matches!(status.phase, Phase::Connecting | Phase::Snapshot)
                     || status.tables.iter().any(|table| table.resnapshot)
@@ -276,141 +348,8 @@ impl History {
         Ok(false)
     }
 
-    /// Whether a second process runs. One that has ended must have had a reason.
-    fn second_runs(&mut self) -> Result<bool, Broken> {
-        std::mem::swap(&mut self.pipeline, &mut self.second);
-        let paused = self.paused;
-        let runs = self.running();
-        self.paused = paused;
-        std::mem::swap(&mut self.pipeline, &mut self.second);
-        runs
-    }
-
-    fn second_is_first(&mut self) {
-        std::mem::swap(&mut self.pipeline, &mut self.second);
-        self.paused = None;
-        self.log.add("the second process goes on");
-    }
-
-    /// Of two processes the one that stands by is killed.
-    async fn only_the_leader(&mut self) -> Held {
-        if !self.second_runs()? {
-            return Ok(());
-        }
-        let leads = |status: Option<Status>| status.is_some_and(|status| status.phase != Phase::Standby);
-        if !self.running()? || !leads(self.pipeline.status().await) && leads(self.second.status().await) {
-            self.second_is_first();
-        }
-        if self.second_runs()? {
-            self.second.kill();
-        }
-        Ok(())
-    }
-
-    fn start(&mut self) -> Held {
-        if !self.running()? {
-            self.pipeline.start();
-        }
-        Ok(())
-    }
-
-    /// Whether a process runs. One that has ended must have had a reason.
-    fn running(&mut self) -> Result<bool, Broken> {
-        if let Some(status) = self.pipeline.has_ended() {
-            self.paused = None;
-            self.ends += 1;
-            self.log.add(format!("the process has ended by itself: {status}"));
-            // 3 and 5: a server was not there at the start; 4: a lock was not to be had.
-            if !matches!(status.code(), Some(3..=5)) {
-                broken(Rule::Ends, format!("the process has ended by itself: {status}"))?;
-            }
-        }
-        Ok(self.pipeline.is_started())
-    }
-
-    async fn until_ended(&mut self, code: i32) -> Held {
-        let deadline = Instant::now() + LIMIT;
-        let status: ExitStatus = loop {
-            if let Some(status) = self.pipeline.has_ended() {
-                break status;
-            }
-            if Instant::now() > deadline {
-                return broken(Rule::Quiet, "the process does not stop");
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        };
-        self.log.add(format!("ended: {status}"));
-        // A signal that comes before it is waited for ends it, too.
-        if status.code() == Some(code) || status.signal() == Some(Signal::SIGTERM as i32) {
-            return Ok(());
-        }
-        // Its end may have been under way for another reason.
-        if matches!(status.code(), Some(3..=5)) {
-            Ok(())
-        } else {
-            broken(Rule::Ends, format!("told to stop: {status}"))
-        }
-    }
-
-    /// No process runs any more: what it sent arrives before the next one starts, and what was confirmed is looked at
-    /// before that.
-    async fn down(&mut self) -> Held {
-        self.paused = None;
-        self.sessions.rest().await;
-        self.acknowledged().await?;
-        self.store.clear_faults();
-        self.store.until_applied().await;
-        Ok(())
-    }
-
-    /// Every row that the slot has no change to send for is in the store as it is: what was confirmed was answered for.
-    async fn acknowledged(&mut self) -> Held {
-        let free = "SELECT active FROM pg_replication_slots WHERE slot_name = $1";
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            match self.client().query_opt(free, &[&self.slot]).await.unwrap().map(|row| row.get::<_, bool>(0)) {
-                None => return Ok(()),
-                Some(false) => break,
-                Some(true) if Instant::now() > deadline => return broken(Rule::Quiet, "the slot stays in use"),
-                Some(true) => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
-        }
-        let Some(wanted) = self.wanted(true).await else { return Ok(()) };
-        let pending = Pending::of(self.client(), &self.slot, &self.tables).await;
-        let altered = self.sessions.altered();
-        let mut found = Vec::new();
-        for table in self.tables.iter().filter(|table| !wanted.contains(table.name()) && !altered.contains(table)) {
-            found.extend(differences(self.client(), &self.store, *table, &pending).await);
-        }
-        if !found.is_empty() {
-            return broken(
-                Rule::Acknowledged,
-                format!("confirmed, but not in the store:\n    {}", found.join("\n    ")),
-            );
-        }
-        self.log.add("what is confirmed is in the store");
-        Ok(())
-    }
-
-    /// Tables that are to be copied again; none while the first copy is not done.
-    async fn wanted(&self, after_first_copy: bool) -> Option<BTreeSet<String>> {
-        let there = "SELECT to_regclass('public.cdc_snapshot_job') IS NOT NULL
-                        AND to_regclass('public.cdc_snapshot_chunks') IS NOT NULL";
-        if !self.client().query_one(there, &[]).await.unwrap().get::<_, bool>(0) {
-            return None;
-        }
-        let done = "SELECT completed FROM public.cdc_snapshot_job WHERE slot_name = $1";
-        let done = self.client().query_opt(done, &[&self.slot]).await.unwrap();
-        if after_first_copy && !done.is_some_and(|row| row.get::<_, bool>(0)) {
-            return None;
-        }
-        let wanted = "SELECT table_name FROM public.cdc_snapshot_chunks WHERE slot_name = $1 AND chunk_index < 0";
-        let wanted = self.client().query(wanted, &[&self.slot]).await.unwrap();
-        Some(wanted.iter().map(|row| row.get(0)).collect())
-    }
-
-    async fn ask(&self, table: Kind, what: &str) {
-        let said = self.pipeline.ask(&format!("/tables/{}/{what}", table.full_name())).await;
+    pub async fn ask(&self, table: Kind, what: &str) {
+        let said = self.processes.first().ask(&format!("/tables/{}/{what}", table.full_name())).await;
         self.log.add(format!(
             "{what} {}: {}",
             table.full_name(),
@@ -419,11 +358,11 @@ impl History {
     }
 
     async fn pause(&mut self) -> Held {
-        if self.pipeline.ask("/pause").await.is_ok_and(|(code, _)| code == 202) {
+        if self.processes.first().ask("/pause").await.is_ok_and(|(code, _)| code == 202) {
             let deadline = Instant::now() + MOMENT;
-            while Instant::now() < deadline && self.running()? {
-                if self.pipeline.status().await.is_some_and(|status| status.phase == Phase::Paused) {
-                    self.paused = Some(self.store.stats().items);
+            while Instant::now() < deadline && self.processes.running()? {
+                if self.processes.first().status().await.is_some_and(|status| status.phase == Phase::Paused) {
+                    self.processes.paused = Some(self.store.stats().items);
                     self.log.add("it says that it is paused");
                     break;
                 }
@@ -433,91 +372,23 @@ impl History {
         Ok(())
     }
 
-    async fn resume(&mut self) -> Held {
-        if let Some(before) = self.paused.take()
-            && self.pipeline.status().await.is_some_and(|status| status.phase == Phase::Paused)
+    pub async fn resume(&mut self) -> Held {
+        if let Some(before) = self.processes.paused.take()
+            && self.processes.first().status().await.is_some_and(|status| status.phase == Phase::Paused)
             && self.store.stats().items != before
         {
             return broken(Rule::Paused, "documents were sent while it said that it was paused");
         }
-        let said = self.pipeline.ask("/resume").await;
+        let said = self.processes.first().ask("/resume").await;
         self.log.add(format!("resume: {said:?}"));
         Ok(())
     }
 
-    /// Ends everything that stands in the way, and waits until all is delivered.
-    async fn settle(&mut self) -> Held {
-        self.sessions.rest().await;
-        self.store.clear_faults();
-        self.only_the_leader().await?;
-        self.resume().await?;
-        for table in self.tables.clone() {
-            self.ask(table, "resume").await;
-        }
-        // Documents of rows that no change has touched since are as they were before.
-        for table in self.sessions.altered() {
-            let sql = format!("UPDATE {} SET n = n", table.name());
-            self.client().batch_execute(&sql).await.unwrap();
-            self.log.add(sql);
-        }
-        let position = self.position().await;
-        self.log.add(format!("to be delivered: {position}"));
-        let (began, ends, mut last) = (Instant::now(), self.ends, None);
-        while began.elapsed() < LIMIT {
-            if !self.running()? {
-                if self.ends > ends + 1 {
-                    return broken(Rule::Ends, "the process ends by itself again and again");
-                }
-                self.log.add("start");
-                self.pipeline.start();
-            }
-            if let Some(status) = self.pipeline.status().await {
-                if status.phase == Phase::Failed {
-                    return broken(Rule::Ends, format!("failed: {:?}", status.problem));
-                }
-                if quiet(&status) {
-                    let confirmed =
-                        "SELECT confirmed_flush_lsn >= $2::text::pg_lsn FROM pg_replication_slots WHERE slot_name = $1";
-                    let confirmed = self.client().query_opt(confirmed, &[&self.slot, &position]).await.unwrap();
-                    let wanted = self.wanted(false).await.unwrap_or_default();
-                    if confirmed.is_some_and(|row| row.get::<_, bool>(0)) && wanted.is_empty() {
-                        self.log.add("quiet");
-                        if !status.rejections.is_empty() {
-                            return broken(Rule::Equal, format!("refused for good: {:?}", status.rejections));
-                        }
-                        return Ok(());
-                    }
-                    // A copy that was given up after some attempts is for the operator to ask for.
-                    for table in status.tables.iter().filter(|table| table.problem.is_some()) {
-                        let kind = self.tables.iter().find(|kind| kind.full_name() == table.table.0.to_string());
-                        self.ask(*kind.unwrap(), "resnapshot").await;
-                    }
-                }
-                last = Some(status);
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let said = last.map(|status| {
-            let tables: Vec<String> = status
-                .tables
-                .iter()
-                .map(|table| format!("{} {:?} {}", table.table.0, table.state, table.resnapshot))
-                .collect();
-            format!("{:?} {:?} {tables:?} {:?}", status.phase, status.problem, status.replication.confirmed_lsn)
-        });
-        broken(Rule::Quiet, format!("not at rest after {LIMIT:?}: {said:?}; wanted: {:?}", self.wanted(false).await))
-    }
-
     /// Leaves nothing on the server but an empty database, for the next history.
     async fn end(mut self) {
-        if self.pipeline.has_ended().is_none() && self.pipeline.is_started() {
-            self.pipeline.kill();
-        }
-        if self.second.has_ended().is_none() && self.second.is_started() {
-            self.second.kill();
-        }
+        self.processes.end();
         drop(self.sessions);
-        let client = &self.database.client;
+        let client = &self.place.client;
         let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                       WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type <> 'autovacuum worker'";
         client.query(others, &[]).await.unwrap();
@@ -529,25 +400,17 @@ impl History {
             client.query_one(left, &[]).await.unwrap().get::<_, i64>(0) == 0
         })
         .await;
-        let publication = format!("DROP PUBLICATION IF EXISTS {}", self.slot);
+        let publication = format!("DROP PUBLICATION IF EXISTS {}", self.place.name);
         client.batch_execute(&publication).await.unwrap();
         client.batch_execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await.unwrap();
-        EMPTY.lock().unwrap().push(self.database);
+        self.place.give_back().await;
     }
 }
 
-/// Databases of histories that have ended.
-static EMPTY: Mutex<Vec<Database>> = Mutex::new(Vec::new());
-
-async fn empty_database() -> Database {
-    let empty = EMPTY.lock().unwrap().pop();
-    match empty {
-        Some(database) => database,
-        None => fresh_database().await,
+/// What became of a statement.
+fn said(outcome: Result<(), tokio_postgres::Error>) -> String {
+    match outcome {
+        Ok(()) => "done".into(),
+        Err(error) => error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().into()),
     }
-}
-
-fn quiet(status: &Status) -> bool {
-    status.phase == Phase::Streaming
-        && status.tables.iter().all(|table| table.state == TableState::Live && !table.resnapshot)
 }

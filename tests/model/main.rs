@@ -7,16 +7,23 @@
 #![allow(clippy::print_stdout, reason = "what a failed history did is what one wants to read")]
 #![allow(unreachable_pub, missing_docs, reason = "a test")]
 
+mod alter;
+mod audit;
+mod causes;
 mod controls;
 mod history;
+mod host;
 mod oracle;
+mod plan;
+mod processes;
+mod profile;
 mod schema;
 mod search;
 mod session;
+mod settle;
 #[path = "../support/mod.rs"]
 mod support;
 mod traffic;
-mod weather;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -25,8 +32,8 @@ use clap::Parser;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use self::controls::CONTROLS;
+use self::profile::Profile;
 use self::search::Search;
-use self::weather::Profile;
 
 #[derive(Parser)]
 struct Options {

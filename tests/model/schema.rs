@@ -208,17 +208,6 @@ impl Schema {
     }
 }
 
-/// The document's id and content for each row of a table, as PostgreSQL makes them.
-pub fn expected(table: Kind) -> String {
-    let key: Vec<String> = match table.key() {
-        [one] => vec![format!("{one}::text")],
-        all => all.iter().map(|column| format!(r"replace(replace({column}::text, '\', '\\'), ':', '\:')")).collect(),
-    };
-    let id = key.join(" || ':' || ");
-    let id = if key.len() == 1 { id } else { format!("({id})") };
-    format!("SELECT {id}, to_jsonb(t) FROM {} AS t", table.name())
-}
-
 /// The id of a document by the texts of its key, as `docs/architecture.md` has it.
 pub fn document_id(key: &[String]) -> String {
     match key {

@@ -7,8 +7,9 @@ use futures_util::FutureExt;
 use tokio::sync::Semaphore;
 
 use super::history::{self, Outcome, Rule};
+use super::plan::Plan;
+use super::profile::Profile;
 use super::session::Log;
-use super::weather::{Plan, Profile};
 
 /// How many histories run at once, of all searches together.
 static JOBS: OnceLock<(Semaphore, usize)> = OnceLock::new();

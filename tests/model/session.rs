@@ -7,8 +7,9 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
+use super::causes::{Cause, Causes};
 use super::schema::Kind;
-use super::traffic::{Traffic, Transaction};
+use super::traffic::{Statement, Traffic};
 
 /// What was done, in order.
 #[derive(Clone)]
@@ -40,7 +41,7 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    pub fn start(clients: Vec<Client>, traffic: impl Fn(u64) -> Traffic, log: &Log) -> Self {
+    pub fn start(clients: Vec<Client>, traffic: impl Fn(u64) -> Traffic, causes: &Causes, log: &Log) -> Self {
         let (allowed, done) = (watch::Sender::new(0), watch::Sender::new(vec![0; clients.len()]));
         let altered = Arc::new(Mutex::new(BTreeSet::new()));
         for (number, client) in clients.into_iter().enumerate() {
@@ -50,6 +51,7 @@ impl Sessions {
                 traffic: traffic(number as u64),
                 log: log.clone(),
                 altered: Arc::clone(&altered),
+                causes: causes.clone(),
             };
             let (mut allowed, done) = (allowed.subscribe(), done.clone());
             tokio::spawn(async move {
@@ -83,9 +85,14 @@ impl Sessions {
         self.done.subscribe().wait_for(|done| done.iter().all(|done| *done >= allowed)).await.unwrap();
     }
 
-    /// Tables whose columns a transaction may have altered.
+    /// Tables whose documents are to be made anew, which the stream does not say: they were altered.
     pub fn altered(&self) -> BTreeSet<Kind> {
         self.altered.lock().unwrap().clone()
+    }
+
+    /// The same, by somebody else.
+    pub fn alter(&self, table: Kind) {
+        self.altered.lock().unwrap().insert(table);
     }
 
     /// Transactions run.
@@ -100,24 +107,42 @@ struct Session {
     traffic: Traffic,
     log: Log,
     altered: Arc<Mutex<BTreeSet<Kind>>>,
+    causes: Causes,
 }
 
 impl Session {
     async fn transaction(&mut self) {
-        let Transaction { statements, altered } = self.traffic.next();
-        self.altered.lock().unwrap().extend(altered);
-        for statement in &statements {
-            let outcome = self.client.batch_execute(statement).await;
+        let statements = self.traffic.next();
+        // What is altered counts once it is committed.
+        let (mut altered, mut at_savepoint) = (Vec::<Kind>::new(), 0);
+        // A lock stays to the end of the transaction.
+        let locks = statements.iter().any(|statement| statement.locks);
+        if locks {
+            self.causes.begin(Cause::Table);
+        }
+        for Statement { sql, alters, .. } in &statements {
+            let outcome = self.client.batch_execute(sql).await;
             let said = match &outcome {
                 Ok(()) => String::new(),
                 Err(error) => format!("   -- {}", error.as_db_error().map_or("lost", |error| error.message())),
             };
-            self.log.add(format!("session {}: {statement}{said}", self.number));
+            self.log.add(format!("session {}: {sql}{said}", self.number));
             if outcome.is_err() {
                 self.client.batch_execute("ROLLBACK").await.expect("a session of the test was lost");
                 self.log.add(format!("session {}: ROLLBACK", self.number));
-                return;
+                altered.clear();
+                break;
             }
+            match sql.as_str() {
+                "SAVEPOINT s" => at_savepoint = altered.len(),
+                "ROLLBACK TO s" => altered.truncate(at_savepoint),
+                "ROLLBACK" => altered.clear(),
+                _ => altered.extend(alters),
+            }
+        }
+        self.altered.lock().unwrap().extend(altered);
+        if locks {
+            self.causes.end(Cause::Table);
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use fastrand::Rng;
 
+use super::alter;
 use super::schema::{COLD, Kind, Schema, large, pick};
 
 /// How often what happens, relative to each other.
@@ -26,7 +27,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Some of everything.
+    /// Some of everything but DDL.
     pub const EVERYTHING: Weights = Weights {
         insert: 8,
         update: 8,
@@ -35,23 +36,41 @@ impl Weights {
         delete: 5,
         truncate: 1,
         many: 2,
-        alter: 1,
+        alter: 0,
         rewrite: 1,
         statements: 5,
         keys: 6,
     };
     /// Rows come, change and go.
-    pub const ROWS: Weights =
-        Weights { truncate: 0, many: 1, alter: 0, rewrite: 0, key: 1, large: 1, ..Weights::EVERYTHING };
+    pub const ROWS: Weights = Weights { truncate: 0, many: 1, rewrite: 0, key: 1, large: 1, ..Weights::EVERYTHING };
 }
 
-/// What a session runs at a time.
+/// What a session runs at a time: after an error the rest of a transaction is left out, and it is rolled back.
 #[derive(Debug)]
-pub struct Transaction {
-    /// One after the other; after an error the rest is left out and the transaction rolled back.
-    pub statements: Vec<String>,
-    /// Tables whose documents differ from their rows by design until each row has changed: columns were altered.
-    pub altered: Vec<Kind>,
+pub struct Statement {
+    pub sql: String,
+    /// The table whose documents have to be made anew for it, though the stream says nothing of it.
+    pub alters: Option<Kind>,
+    /// It keeps others from reading a table.
+    pub locks: bool,
+}
+
+impl From<String> for Statement {
+    fn from(sql: String) -> Self {
+        Self { sql, alters: None, locks: false }
+    }
+}
+
+impl Statement {
+    /// One that locks, too.
+    pub fn locking(sql: String) -> Self {
+        Self { sql, alters: None, locks: true }
+    }
+
+    /// One that locks and alters, too.
+    pub fn altering(sql: String, table: Kind) -> Self {
+        Self { sql, alters: Some(table), locks: true }
+    }
 }
 
 /// The transactions of one session.
@@ -68,8 +87,7 @@ impl Traffic {
     }
 
     /// The next transaction.
-    pub fn next(&mut self) -> Transaction {
-        let mut altered = Vec::new();
+    pub fn next(&mut self) -> Vec<Statement> {
         let total = self.weights.total();
         let alone = self.rng.u32(..total) < self.weights.rewrite;
         if alone {
@@ -80,22 +98,23 @@ impl Traffic {
                 // Of a partitioned table each partition, in a transaction of its own.
                 _ => format!("VACUUM FULL {}", table.name()),
             };
-            return Transaction { statements: vec![sql], altered };
+            return vec![Statement::locking(sql)];
         }
         let count = self.rng.usize(1..=self.weights.statements);
-        let mut statements: Vec<String> = (0..count).map(|_| self.statement(&mut altered)).collect();
+        let mut statements: Vec<Statement> = (0..count).map(|_| self.statement()).collect();
         if count > 2 && self.rng.u32(..4) == 0 {
             let from = self.rng.usize(..count - 1);
-            statements.insert(from, "SAVEPOINT s".into());
+            statements.insert(from, "SAVEPOINT s".to_owned().into());
             let to = self.rng.usize(from + 2..=count + 1);
             let end = if self.rng.bool() { "ROLLBACK TO s" } else { "RELEASE s" };
-            statements.insert(to, end.into());
+            statements.insert(to, end.to_owned().into());
         }
         if statements.len() > 1 || self.rng.u32(..4) == 0 {
-            statements.insert(0, "BEGIN".into());
-            statements.push(if self.rng.u32(..8) == 0 { "ROLLBACK".into() } else { "COMMIT".into() });
+            statements.insert(0, "BEGIN".to_owned().into());
+            let end = if self.rng.u32(..8) == 0 { "ROLLBACK" } else { "COMMIT" };
+            statements.push(end.to_owned().into());
         }
-        Transaction { statements, altered }
+        statements
     }
 
     fn key(&mut self) -> i64 {
@@ -114,13 +133,26 @@ impl Traffic {
         }
     }
 
-    fn statement(&mut self, altered: &mut Vec<Kind>) -> String {
+    fn statement(&mut self) -> Statement {
         let table = *pick(&mut self.rng, &self.tables);
+        let weights = self.weights;
+        let choice = self.rng.u32(..weights.total() - weights.rewrite);
+        let rows = weights.total() - weights.rewrite - weights.truncate - weights.alter;
+        if choice < rows {
+            self.change(table, choice).into()
+        } else if choice < rows + weights.truncate {
+            alter::truncate(&mut self.rng, table, &self.tables, self.via_root)
+        } else {
+            alter::alter(&mut self.rng, table)
+        }
+    }
+
+    /// A change of rows, of all kinds by their weights.
+    fn change(&mut self, table: Kind, mut choice: u32) -> String {
         let name = table.name();
         let weights = self.weights;
         let number = self.rng.u32(..1_000_000);
         let (place, key) = self.place(table);
-        let mut choice = self.rng.u32(..weights.total() - weights.rewrite);
         let mut is = |weight: u32| {
             let hit = choice < weight;
             choice = choice.wrapping_sub(weight);
@@ -161,26 +193,20 @@ impl Traffic {
                 _ => format!("DELETE FROM {name} WHERE {place}"),
             };
         }
-        if is(weights.truncate) {
-            return self.truncate(table);
-        }
-        if is(weights.many) {
-            let from = COLD + self.rng.i64(0..60);
-            return match (table, self.rng.u32(..4)) {
-                (Kind::Pairs, 0) => format!(
-                    "INSERT INTO pairs SELECT i, NULL, i, 'cold', 'again' FROM generate_series({from}, {from} + 20) i \
+        let from = COLD + self.rng.i64(0..60);
+        match (table, self.rng.u32(..4)) {
+            (Kind::Pairs, 0) => format!(
+                "INSERT INTO pairs SELECT i, NULL, i, 'cold', 'again' FROM generate_series({from}, {from} + 20) i \
                      ON CONFLICT DO NOTHING"
-                ),
-                (_, 0) => format!(
-                    "INSERT INTO {name} (id, n, v) SELECT i, i, 'again' FROM generate_series({from}, {from} + 20) i \
+            ),
+            (_, 0) => format!(
+                "INSERT INTO {name} (id, n, v) SELECT i, i, 'again' FROM generate_series({from}, {from} + 20) i \
                      ON CONFLICT DO NOTHING"
-                ),
-                (_, 1) => format!("DELETE FROM {name} WHERE id BETWEEN {from} AND {from} + 15"),
-                (_, 2) => format!("UPDATE {name} SET v = coalesce(v, '') || '+' WHERE id % 3 = {}", number % 3),
-                _ => format!("UPDATE {name} SET n = n + 1"),
-            };
+            ),
+            (_, 1) => format!("DELETE FROM {name} WHERE id BETWEEN {from} AND {from} + 15"),
+            (_, 2) => format!("UPDATE {name} SET v = coalesce(v, '') || '+' WHERE id % 3 = {}", number % 3),
+            _ => format!("UPDATE {name} SET n = n + 1"),
         }
-        self.alter(table, altered)
     }
 
     fn insert(&mut self, table: Kind, key: &str, number: u32) -> String {
@@ -216,39 +242,6 @@ impl Traffic {
             Kind::Plain | Kind::Parts => {
                 format!(r#"INSERT INTO {name} (id, n, v) VALUES ({key}, {number}, E'"\\\n\u00e4') {conflict}"#)
             }
-        }
-    }
-
-    fn truncate(&mut self, table: Kind) -> String {
-        match (table, self.rng.u32(..4)) {
-            (Kind::Parts, 0) if !self.via_root => "TRUNCATE parts_low".into(),
-            (Kind::Parts, 1) if !self.via_root => "TRUNCATE parts_mid".into(),
-            (Kind::Plain, _) => "TRUNCATE plain RESTART IDENTITY CASCADE".into(),
-            (_, 2) => {
-                let other = *pick(&mut self.rng, &self.tables);
-                let other = if other == table { String::new() } else { format!(", {}", other.name()) };
-                format!("TRUNCATE {}{other} CASCADE", table.name())
-            }
-            _ => format!("TRUNCATE {}", table.name()),
-        }
-    }
-
-    fn alter(&mut self, table: Kind, altered: &mut Vec<Kind>) -> String {
-        let name = table.name();
-        if table == Kind::Pairs && self.rng.u32(..3) == 0 {
-            let identity = if self.rng.bool() { "FULL" } else { "DEFAULT" };
-            return format!("ALTER TABLE pairs REPLICA IDENTITY {identity}");
-        }
-        altered.push(table);
-        match self.rng.u32(..7) {
-            0 => format!("ALTER TABLE {name} ADD COLUMN IF NOT EXISTS x int"),
-            1 => format!("ALTER TABLE {name} ADD COLUMN IF NOT EXISTS x int DEFAULT 7"),
-            // Rewrites the table.
-            2 => format!("ALTER TABLE {name} ADD COLUMN IF NOT EXISTS y float8 DEFAULT random()"),
-            3 => format!("ALTER TABLE {name} DROP COLUMN IF EXISTS x"),
-            4 => format!("ALTER TABLE {name} RENAME COLUMN x TO z"),
-            5 => format!("ALTER TABLE {name} ALTER COLUMN n TYPE numeric(12, 2)"),
-            _ => format!("ALTER TABLE {name} ALTER COLUMN n TYPE bigint"),
         }
     }
 }

@@ -3,6 +3,9 @@
 use fastrand::Rng;
 use pgtide::store::{Effect, Fault};
 
+use super::alter::Away;
+use super::audit::Damage;
+use super::profile::{PROFILES, Profile, REWRITES, Scene, weighted};
 use super::schema::{Kind, Schema, pick};
 use super::traffic::Weights;
 
@@ -35,6 +38,8 @@ pub enum Step {
     Cut(&'static str),
     /// The document store fails.
     Fault(Fault),
+    /// The same, whatever it is asked.
+    Outage(Fault),
     /// Takes all faults away; what is held goes on.
     Release,
     /// Waits for a request that is held, as long as one may come.
@@ -49,169 +54,13 @@ pub enum Step {
     Streaming,
     /// A statement that is run while no transaction is.
     Sql(String),
+    /// Something becomes of a table.
+    Away(Kind, Away),
+    /// And ends.
+    Back,
+    /// Two transactions of the table `singles` that commit in another order than they changed a row; a seed of theirs.
+    Crossing(u64),
 }
-
-/// What a history is about: tables, changes and scenes, each more or less likely.
-#[derive(Clone, Copy, Debug)]
-pub struct Profile {
-    pub name: &'static str,
-    /// These tables, and others up to `at_most`.
-    tables: &'static [Kind],
-    at_most: usize,
-    pub weights: Weights,
-    scenes: &'static [(u32, Scene)],
-    /// Scenes of a history.
-    count: (usize, usize),
-    /// Tables have many chunks, and bulks are small.
-    many_chunks: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scene {
-    Calm,
-    /// Answers are held while changes go on.
-    Held,
-    Faults,
-    Kill,
-    KillHeld,
-    Terminate,
-    Down,
-    Pause,
-    Cut,
-    Resnapshot,
-    /// Rows of a resnapshot are on their way while they are deleted, and the store forgets that.
-    Resurrection,
-    Cancelled,
-    Fresh,
-    /// Two processes; the first is killed, and the second goes on.
-    Takeover,
-}
-
-const SCENES: &[(u32, Scene)] = &[
-    (3, Scene::Calm),
-    (3, Scene::Held),
-    (3, Scene::Faults),
-    (3, Scene::Kill),
-    (3, Scene::KillHeld),
-    (2, Scene::Terminate),
-    (2, Scene::Down),
-    (2, Scene::Pause),
-    (3, Scene::Cut),
-    (3, Scene::Resnapshot),
-    (3, Scene::Resurrection),
-    (1, Scene::Cancelled),
-    (1, Scene::Takeover),
-];
-
-/// Some of everything; the others look for one thing more closely.
-pub const EVERYTHING: Profile = Profile {
-    name: "everything",
-    tables: &[],
-    at_most: 4,
-    weights: Weights::EVERYTHING,
-    scenes: SCENES,
-    count: (2, 6),
-    many_chunks: false,
-};
-
-/// Concurrent changes of few keys, some of which wait for each other after they were written to the WAL.
-pub const ORDER: Profile = Profile {
-    name: "order",
-    tables: &[Kind::Unique],
-    at_most: 1,
-    weights: Weights { insert: 8, update: 2, large: 4, delete: 8, keys: 3, statements: 10, ..Weights::ROWS },
-    scenes: &[(2, Scene::Calm), (3, Scene::Resnapshot)],
-    count: (3, 5),
-    many_chunks: false,
-};
-
-/// The end of the process while answers are outstanding.
-pub const ANSWERS: Profile = Profile {
-    name: "answers",
-    tables: &[Kind::Plain],
-    at_most: 2,
-    weights: Weights::ROWS,
-    scenes: &[(1, Scene::Kill), (4, Scene::KillHeld), (1, Scene::Terminate), (1, Scene::Faults), (1, Scene::Cut)],
-    count: (2, 4),
-    many_chunks: false,
-};
-
-/// Rows that are copied again while they are deleted.
-pub const DELETES: Profile = Profile {
-    name: "deletes",
-    tables: &[Kind::Plain],
-    at_most: 2,
-    weights: Weights { delete: 12, many: 6, keys: 4, ..Weights::ROWS },
-    scenes: &[(4, Scene::Resurrection), (2, Scene::Cancelled), (1, Scene::Resnapshot), (1, Scene::Kill)],
-    count: (2, 4),
-    many_chunks: false,
-};
-
-/// Tables that are rewritten while they are copied.
-pub const REWRITES: Profile = Profile {
-    name: "rewrites",
-    tables: &[Kind::Plain],
-    at_most: 3,
-    weights: Weights { rewrite: 3, ..Weights::ROWS },
-    scenes: &[(2, Scene::Kill), (1, Scene::Down), (1, Scene::Resnapshot)],
-    count: (0, 2),
-    many_chunks: true,
-};
-
-/// Large values that a change does not send.
-pub const LARGE: Profile = Profile {
-    name: "large",
-    tables: &[Kind::Large, Kind::Pairs],
-    at_most: 3,
-    weights: Weights { large: 10, update: 10, key: 5, ..Weights::EVERYTHING },
-    scenes: &[(2, Scene::Calm), (1, Scene::Held), (1, Scene::Kill), (1, Scene::Resnapshot), (1, Scene::Pause)],
-    count: (2, 4),
-    many_chunks: false,
-};
-
-/// Tables that are emptied.
-pub const EMPTIED: Profile = Profile {
-    name: "emptied",
-    tables: &[Kind::Plain, Kind::Parts],
-    at_most: 3,
-    weights: Weights { truncate: 5, many: 4, ..Weights::EVERYTHING },
-    scenes: SCENES,
-    count: (2, 4),
-    many_chunks: false,
-};
-
-/// All of them, the first most often.
-const PROFILES: &[(u32, Profile)] =
-    &[(8, EVERYTHING), (1, ORDER), (1, ANSWERS), (1, DELETES), (2, REWRITES), (1, LARGE), (1, EMPTIED), (1, TAKEOVER)];
-
-impl Profile {
-    /// The profile of this name.
-    ///
-    /// # Errors
-    /// There is none; the text says which there are.
-    pub fn named(name: &str) -> Result<Self, String> {
-        let found = PROFILES.iter().map(|(_, profile)| profile).find(|profile| profile.name == name);
-        let names: Vec<&str> = PROFILES.iter().map(|(_, profile)| profile.name).collect();
-        found.copied().ok_or_else(|| format!("the profiles are {}", names.join(", ")))
-    }
-}
-
-/// Two processes on one slot, the first of which is killed while it copies, or later.
-pub const TAKEOVER: Profile = Profile {
-    name: "takeover",
-    tables: &[],
-    at_most: 3,
-    weights: Weights::EVERYTHING,
-    scenes: &[
-        (3, Scene::Takeover),
-        (1, Scene::Resnapshot),
-        (1, Scene::Cut),
-        (1, Scene::KillHeld),
-        (1, Scene::Terminate),
-    ],
-    count: (2, 4),
-    many_chunks: true,
-};
 
 /// Everything that a seed decides.
 #[derive(Clone, Debug)]
@@ -220,6 +69,9 @@ pub struct Plan {
     pub profile: Profile,
     pub schema: Schema,
     pub sessions: u32,
+    pub weights: Weights,
+    /// What is done to documents in the end, for `pgtide verify` to find and to repair.
+    pub damage: Vec<Damage>,
     pub steps: Vec<Step>,
 }
 
@@ -240,8 +92,9 @@ impl Plan {
             writer.scene(scene);
         }
         let sessions = writer.rng.u32(2..4);
+        let damage = Damage::random(&mut writer.rng, &schema);
         let steps = writer.steps;
-        Self { seed, profile, schema, sessions, steps }
+        Self { seed, profile, schema, sessions, weights: profile.weights, damage, steps }
     }
 }
 
@@ -295,7 +148,7 @@ impl Writer<'_> {
         ]);
     }
 
-    fn fault(&mut self) -> Fault {
+    fn fault(&mut self) -> Step {
         let rng = &mut self.rng;
         let effect = match rng.u32(..7) {
             0 => Effect::Reject { status: *pick(rng, &[429, 503, 500, 502]), kind: None },
@@ -308,10 +161,10 @@ impl Writer<'_> {
         };
         let fault = Fault::new(effect).times(rng.u64(1..4));
         // A sweep's, a scan's, and whatever else there is.
-        match (rng.u32(..6), &fault) {
-            (0, _) => fault.on("_search"),
-            (1, _) => fault.on(""),
-            _ => fault,
+        match rng.u32(..6) {
+            0 => Step::Fault(fault.on("_search")),
+            1 => Step::Outage(fault.on("")),
+            _ => Step::Fault(fault),
         }
     }
 
@@ -324,6 +177,10 @@ impl Writer<'_> {
             self.go();
         } else {
             self.add([Step::Start, Step::Streaming]);
+        }
+        if self.rng.u32(..8) == 0 {
+            // It helps with the copy, or stands by.
+            self.steps.push(Step::Second);
         }
     }
 
@@ -338,7 +195,7 @@ impl Writer<'_> {
             Scene::Faults => {
                 for _ in 0..self.rng.usize(1..4) {
                     let fault = self.fault();
-                    self.steps.push(Step::Fault(fault));
+                    self.steps.push(fault);
                 }
                 self.changes();
             }
@@ -424,6 +281,37 @@ impl Writer<'_> {
                 self.add([Step::Kill]);
                 self.go();
             }
+            Scene::Away => {
+                let table = self.table();
+                let away = Away::random(&mut self.rng, table);
+                let running = self.rng.u32(..3) > 0;
+                if running {
+                    self.steps.push(Step::Streaming);
+                    self.go();
+                } else {
+                    self.steps.push(Step::Kill);
+                }
+                self.steps.push(Step::Away(table, away));
+                self.changes();
+                match self.rng.u32(..6) {
+                    0 => self.add([Step::Kill, Step::Start]),
+                    1 => self.add([Step::Cut(""), Step::Streaming]),
+                    2 => self.steps.push(Step::Resnapshot(table)),
+                    _ => {}
+                }
+                self.steps.push(Step::Back);
+                self.go();
+                if !running {
+                    self.steps.push(Step::Start);
+                }
+            }
+            Scene::Crossing if self.schema.tables.contains(&Kind::Unique) => {
+                self.add([Step::Streaming]);
+                self.go();
+                let seed = self.rng.u64(..);
+                self.add([Step::Crossing(seed), Step::Join]);
+            }
+            Scene::Crossing => self.changes(),
             Scene::Fresh => {
                 // In the middle of a copy, then without a process, then again.
                 let after = self.rng.u64(..16);
@@ -450,16 +338,4 @@ impl Writer<'_> {
             }
         }
     }
-}
-
-fn weighted<'a, T>(rng: &mut Rng, of: &'a [(u32, T)]) -> &'a T {
-    let total: u32 = of.iter().map(|(weight, _)| weight).sum();
-    let mut choice = rng.u32(..total);
-    for (weight, one) in of {
-        if choice < *weight {
-            return one;
-        }
-        choice -= weight;
-    }
-    &of[0].1
 }
