@@ -114,17 +114,10 @@ impl Rows {
         if keys.is_empty() {
             return Ok(());
         }
-        let wanted: HashSet<&str> = candidates.iter().map(|candidate| candidate.id.as_str()).collect();
+        // A key may be equal to another one that is written otherwise, such as 1.0 and 1.00, and give another id.
+        let wanted = candidates.iter().map(|candidate| candidate.id.as_str()).collect();
         let condition = format!("({}) IN ({})", self.key.join(", "), keys.join(", "));
-        self.read(client, IDENTITY, &condition, |row| {
-            // A key may be equal to another one that is written otherwise, such as 1.0 and 1.00, and give another id.
-            let id = document_id(&row.key).into_owned();
-            if wanted.contains(id.as_str()) {
-                found.insert(id, row);
-            }
-            Ok(())
-        })
-        .await
+        self.find(client, &condition, &wanted, found).await
     }
 
     /// The rows of ids that may be digests of long keys, which cannot be read back. Only documents that nobody saw a row
@@ -146,7 +139,18 @@ impl Rows {
         }
         let lengths: Vec<_> = self.key.iter().map(|name| format!("octet_length({name}::text)")).collect();
         let condition = format!("{} > {LONG_KEY}", lengths.join(" + "));
-        self.read(client, IDENTITY, &condition, |row| {
+        self.find(client, &condition, &wanted, found).await
+    }
+
+    /// The rows for which the condition holds and whose documents' ids are among those that are wanted.
+    async fn find<E: From<tokio_postgres::Error> + From<Problem>>(
+        &self,
+        client: &Client,
+        condition: &str,
+        wanted: &HashSet<&str>,
+        found: &mut HashMap<String, Row>,
+    ) -> Result<(), E> {
+        self.read(client, IDENTITY, condition, |row| {
             let id = document_id(&row.key).into_owned();
             if wanted.contains(id.as_str()) {
                 found.insert(id, row);

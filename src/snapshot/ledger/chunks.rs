@@ -199,16 +199,7 @@ impl Ledger {
     /// # Errors
     /// The query fails.
     pub async fn rows(&self, table: &TableId) -> Result<u64, Problem> {
-        let row = self
-            .client()
-            .await
-            .query_one(
-                "SELECT coalesce(sum(rows_processed), 0)::int8 FROM public.cdc_snapshot_chunks
-                 WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND status = 'completed'",
-                &[&self.job, &table.schema, &table.name],
-            )
-            .await?;
-        Ok(row.get::<_, i64>(0).try_into().unwrap_or(0))
+        self.sum("rows_processed", table).await
     }
 
     /// Rows of the completed chunks of a table that were refused for good.
@@ -216,15 +207,15 @@ impl Ledger {
     /// # Errors
     /// The query fails.
     pub async fn refused(&self, table: &TableId) -> Result<u64, Problem> {
-        let row = self
-            .client()
-            .await
-            .query_one(
-                "SELECT coalesce(sum(rows_refused), 0)::int8 FROM public.cdc_snapshot_chunks
-                 WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND status = 'completed'",
-                &[&self.job, &table.schema, &table.name],
-            )
-            .await?;
+        self.sum("rows_refused", table).await
+    }
+
+    async fn sum(&self, column: &str, table: &TableId) -> Result<u64, Problem> {
+        let sql = format!(
+            "SELECT coalesce(sum({column}), 0)::int8 FROM public.cdc_snapshot_chunks
+             WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND status = 'completed'"
+        );
+        let row = self.client().await.query_one(&sql, &[&self.job, &table.schema, &table.name]).await?;
         Ok(row.get::<_, i64>(0).try_into().unwrap_or(0))
     }
 
