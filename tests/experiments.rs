@@ -15,8 +15,8 @@ use pgtide::lsn::Lsn;
 use pgtide::postgres::pgoutput::{Message, decode};
 use pgtide::postgres::replication::{Frame, Reader, Session, SlotKind};
 use support::pipeline::{LIMIT, Rig, live, stop};
+use support::standby::{self, Unconfirmed};
 use support::{own_server, wait_until};
-use tokio_postgres::Client;
 
 /// Positions and messages that a slot of its own has for the database.
 async fn peek(rig: &Rig, slot: &str) -> Vec<(Lsn, Vec<u8>)> {
@@ -176,11 +176,6 @@ async fn an_exported_snapshot_dies_and_its_import_does_not() {
     stop(engine).await;
 }
 
-async fn alter(client: &Client, sql: &str) {
-    client.batch_execute(sql).await.unwrap();
-    client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-}
-
 /// A commit that waits for a synchronous standby is in the log and in the stream, and in no snapshot yet. A copy that took
 /// "where the log ends" for its beginning would lose it; PostgreSQL makes no slot before it is over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -198,23 +193,11 @@ async fn a_commit_that_waits_for_a_standby_when_the_copy_begins() {
     config.cdc.slot.name = "before".into();
     stop(rig.run(config).await).await;
 
-    alter(&rig.client, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
+    let unconfirmed = Unconfirmed::begin(&rig.client, rig.connect().await).await;
     let other = rig.connect().await;
-    wait_until("commits wait for a standby", LIMIT, || async {
-        let row = other.query_one("SHOW synchronous_standby_names", &[]).await.unwrap();
-        row.get::<_, String>(0) == "nobody"
-    })
-    .await;
-    // The server heeds it a moment later than it says so: commits until one waits.
-    let done = Arc::new(AtomicBool::new(false));
-    let until = Arc::clone(&done);
-    let waiting = tokio::spawn(async move {
-        while !until.load(Ordering::Relaxed) {
-            other.batch_execute("UPDATE y SET n = n + 1 WHERE id = 1").await.unwrap();
-        }
-    });
-    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE 'UPDATE y%'";
-    wait_until("the commit waits", LIMIT, || async { rig.count(waits).await == 1 }).await;
+    let waiting =
+        tokio::spawn(async move { other.batch_execute("UPDATE y SET n = n + 1 WHERE id = 1").await.unwrap() });
+    standby::waits(&rig.client, "UPDATE y%").await;
     let stream = peek(&rig, "look").await;
     assert!(stream.iter().any(|(_, data)| data[0] == b'U'), "the stream has not got it yet: nothing is shown");
     let seen = rig.count("SELECT n::int8 FROM y").await;
@@ -231,8 +214,7 @@ async fn a_commit_that_waits_for_a_standby_when_the_copy_begins() {
     assert!(!waiting.is_finished());
     assert_eq!(rig.documents("y").len(), 1, "it was copied under a snapshot that lacks a commit");
     assert_eq!(rig.count("SELECT n::int8 FROM y WHERE id = 1").await, seen);
-    done.store(true, Ordering::Relaxed);
-    alter(&rig.client, "ALTER SYSTEM RESET synchronous_standby_names").await;
+    unconfirmed.end(&rig.client).await;
     waiting.await.unwrap();
     live(&engine).await;
     rig.equal("y").await;

@@ -118,6 +118,34 @@ impl Job {
         }
     }
 
+    /// Waits until the ledger of an instance has `what`: none of which the condition holds.
+    async fn until_ledgers(&self, instance: &str, what: &str, condition: &str) {
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_activity
+             WHERE application_name = 'pgtide ledger {instance}' AND datname = current_database() AND {condition}"
+        );
+        wait_until(&format!("the ledger of {instance} has {what}"), LIMIT, || async {
+            self.client.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0) == 0
+        })
+        .await;
+    }
+
+    /// Starts two processes: the first leads, and both have copied some.
+    async fn both_copy(&self, one: &mut Pipeline, two: &mut Pipeline) {
+        one.start();
+        self.chunks_when("the copy has begun", |chunks| done(chunks) > 0).await;
+        two.start();
+        self.chunks_when("both have copied some", |chunks| completed_by(chunks).len() == 2).await;
+    }
+
+    /// Starts two processes: the first streams, and the second stands by.
+    async fn one_streams(&self, one: &mut Pipeline, two: &mut Pipeline) {
+        one.start();
+        one.wait("it streams", LIMIT, streams).await;
+        two.start();
+        two.wait("the other one stands by", LIMIT, stands_by).await;
+    }
+
     async fn change(&self, sql: &str) {
         self.client.batch_execute(sql).await.unwrap();
     }
@@ -272,7 +300,11 @@ async fn a_helper_is_killed() {
     let lost = loop {
         let chunks = job.chunks_when("it has chunks in hand", |chunks| !in_hand_of(chunks, name).is_empty()).await;
         helper.kill();
-        let left = in_hand_of(&job.chunks().await, name);
+        // What it had sent by then is carried out.
+        job.until_ledgers(name, "no backend", "TRUE").await;
+        let after = job.chunks().await;
+        let completed = |id: &i32| after[id].status == "completed" && after[id].by.as_deref() == Some(name);
+        let left: Vec<i32> = in_hand_of(&chunks, name).into_iter().filter(|id| !completed(id)).collect();
         if !left.is_empty() {
             break left;
         }
@@ -331,20 +363,12 @@ async fn hang(job: &Job, broken: Option<&str>) -> (BTreeMap<i32, Chunk>, Pipelin
     job.slow(40);
     let (mut leader, mut helper) = (job.hasty("one"), job.hasty("two"));
     helper.environment(&broken.map(|rule| ("PGTIDE_BROKEN", rule.to_owned())).into_iter().collect::<Vec<_>>());
-    leader.start();
-    job.chunks_when("the copy has begun", |chunks| done(chunks) > 0).await;
-    helper.start();
-    job.chunks_when("the helper has copied some", |chunks| completed_by(chunks).len() == 2).await;
+    job.both_copy(&mut leader, &mut helper).await;
     let stuck = loop {
         job.chunks_when("it has chunks in hand", |chunks| !in_hand_of(chunks, "two").is_empty()).await;
         signal(helper.pid(), Signal::SIGSTOP);
         // What it had sent by then is carried out.
-        let busy = "SELECT count(*) FROM pg_stat_activity
-                    WHERE application_name = 'pgtide ledger two' AND datname = current_database() AND state <> 'idle'";
-        wait_until("its ledger is idle", LIMIT, || async {
-            job.client.query_one(busy, &[]).await.unwrap().get::<_, i64>(0) == 0
-        })
-        .await;
+        job.until_ledgers("two", "an idle backend", "state <> 'idle'").await;
         let settled = in_hand_of(&job.chunks().await, "two");
         if !settled.is_empty() {
             break settled;
@@ -372,10 +396,7 @@ async fn the_leader_is_killed_in_the_copy() {
     let job = Job::new().await;
     job.slow(40);
     let (mut one, mut two) = (job.process("one"), job.process("two"));
-    one.start();
-    job.chunks_when("the copy has begun", |chunks| done(chunks) > 0).await;
-    two.start();
-    job.chunks_when("both have copied some", |chunks| completed_by(chunks).len() == 2).await;
+    job.both_copy(&mut one, &mut two).await;
     job.change("UPDATE items SET n = -1 WHERE id % 3 = 0; DELETE FROM items WHERE id % 10 = 1").await;
     let killed = Instant::now();
     one.kill();
@@ -440,10 +461,7 @@ async fn the_leader_is_killed_while_it_streams() {
 async fn the_leader_is_stopped() {
     let job = Job::new().await;
     let (mut one, mut two) = (job.process("one"), job.process("two"));
-    one.start();
-    one.wait("it streams", LIMIT, streams).await;
-    two.start();
-    two.wait("the other one stands by", LIMIT, stands_by).await;
+    job.one_streams(&mut one, &mut two).await;
     signal(one.pid(), Signal::SIGTERM);
     assert!(one.ended(LIMIT).await.success(), "{}", one.output());
     two.wait("the other one streams", LIMIT, streams).await;
@@ -463,10 +481,7 @@ async fn the_leader_is_stopped() {
 async fn the_leader_hangs() {
     let job = Job::new().await;
     let (mut one, mut two) = (job.hasty("one"), job.hasty("two"));
-    one.start();
-    one.wait("it streams", LIMIT, streams).await;
-    two.start();
-    two.wait("the other one stands by", LIMIT, stands_by).await;
+    job.one_streams(&mut one, &mut two).await;
     // A bulk that the old leader has sent is carried out late.
     job.store.inject(Fault::new(Effect::Hold { applied: false }).times(1));
     job.change("UPDATE items SET name = 'old' WHERE id = 1").await;
@@ -529,10 +544,7 @@ async fn postgresql_restarts_under_both() {
     let mut job = Job::on(&server).await;
     job.slow(40);
     let (mut one, mut two) = (job.process("one"), job.process("two"));
-    one.start();
-    job.chunks_when("the copy has begun", |chunks| done(chunks) > 0).await;
-    two.start();
-    job.chunks_when("both have copied some", |chunks| completed_by(chunks).len() == 2).await;
+    job.both_copy(&mut one, &mut two).await;
     server.kill_hard().await.unwrap();
     server.restart().await.unwrap();
     job.client = server.connect("procs").await.unwrap();
@@ -578,10 +590,7 @@ async fn a_pause_holds_every_process() {
     let job = Job::new().await;
     job.slow(40);
     let (mut one, mut two) = (job.process("one"), job.process("two"));
-    one.start();
-    job.chunks_when("the copy has begun", |chunks| done(chunks) > 0).await;
-    two.start();
-    job.chunks_when("both have copied some", |chunks| completed_by(chunks).len() == 2).await;
+    job.both_copy(&mut one, &mut two).await;
     one.post("/pause").await;
     one.wait("it is paused", LIMIT, |status| status.phase == Phase::Paused).await;
     let bulks = || job.store.stats().items;

@@ -15,6 +15,7 @@ use pgtide::problem::Problem;
 use pgtide::verify::{self, DifferenceKind, Options, Outcome, Report, TableReport};
 use serde_json::{Value, json};
 use support::pipeline::{LIMIT, Rig, stop};
+use support::standby::Unconfirmed;
 use support::{own_server_with, process, wait_until};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -355,14 +356,8 @@ async fn a_commit_that_nobody_sees_yet_is_no_difference() {
     rig.sql(ITEMS).await;
     let config = rig.config(&["items"]);
     let engine = rig.run(config.clone()).await;
+    let unconfirmed = Unconfirmed::begin(&rig.client, rig.connect().await).await;
     let other = rig.connect().await;
-    for sql in ["ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"] {
-        rig.sql(sql).await;
-    }
-    wait_until("commits wait for a standby", LIMIT, || async {
-        other.query_one("SHOW synchronous_standby_names", &[]).await.unwrap().get::<_, String>(0) == "nobody"
-    })
-    .await;
     let change = tokio::spawn(async move {
         other
             .batch_execute(
@@ -377,9 +372,7 @@ async fn a_commit_that_nobody_sees_yet_is_no_difference() {
     assert_eq!(report.outcome(), Outcome::NotCompared, "{report:?}");
     assert!(report.tables[0].not_compared.keys().any(|reason| reason.contains("standby")), "{report:?}");
     assert!(!change.is_finished());
-    for sql in ["ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()"] {
-        rig.sql(sql).await;
-    }
+    unconfirmed.end(&rig.client).await;
     change.await.unwrap().unwrap();
     assert_eq!(compare(config).await.outcome(), Outcome::Equal);
     stop(engine).await;

@@ -9,15 +9,11 @@ use std::time::Duration;
 use pgtide::demo::Server;
 use pgtide::engine::Phase;
 use support::process::{Pipeline, Settings, StoreProcess, assert_equal, wait_confirmed};
+use support::standby::Unconfirmed;
 use support::{own_server, wait_until};
 use tokio_postgres::Client;
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-async fn alter(client: &Client, sql: &str) {
-    client.batch_execute(sql).await.unwrap();
-    client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-}
 
 async fn connect(server: &Server) -> Client {
     let client = server.connect("postgres").await.unwrap();
@@ -46,13 +42,8 @@ async fn a_row_is_read_only_once_its_transaction_is_seen() {
     pipeline.start();
     pipeline.wait("it streams", LIMIT, |status| status.phase == Phase::Streaming).await;
 
-    alter(&client, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
+    let unconfirmed = Unconfirmed::begin(&client, connect(&server).await).await;
     let other = connect(&server).await;
-    wait_until("commits wait for a standby", LIMIT, || async {
-        let row = other.query_one("SHOW synchronous_standby_names", &[]).await.unwrap();
-        row.get::<_, String>(0) == "nobody"
-    })
-    .await;
     let change = tokio::spawn(async move {
         other.batch_execute("UPDATE items SET amount = 1 WHERE id = 1").await.unwrap();
         other
@@ -72,7 +63,7 @@ async fn a_row_is_read_only_once_its_transaction_is_seen() {
     let amount: i32 = client.query_one("SELECT amount FROM items WHERE id = 1", &[]).await.unwrap().get(0);
     assert_eq!(amount, 0, "the change is seen already: nothing was tested");
     assert!(!change.is_finished());
-    alter(&client, "ALTER SYSTEM RESET synchronous_standby_names").await;
+    unconfirmed.end(&client).await;
     change.await.unwrap();
     wait_confirmed(&client, "seen", LIMIT).await;
     assert_equal(&client, &store, "items").await;

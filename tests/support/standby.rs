@@ -1,11 +1,15 @@
-//! A physical standby of a server, made by a base backup.
+//! A physical standby of a server, made by a base backup; and commits that wait for one that there is not.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgtide::demo::Server;
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
 
 use super::pipeline::LIMIT;
 use super::{own_server, wait_until};
@@ -122,4 +126,48 @@ pub async fn promote(standby: &Server) {
     let client = standby.connect("postgres").await.unwrap();
     let done: bool = client.query_one("SELECT pg_promote(TRUE, 60)", &[]).await.unwrap().get(0);
     assert!(done, "the standby was not promoted");
+}
+
+/// Commits of a server that wait for a synchronous standby, and nobody is one.
+pub struct Unconfirmed {
+    ended: Arc<AtomicBool>,
+    probe: JoinHandle<()>,
+}
+
+impl Unconfirmed {
+    /// From here on every commit waits. The server heeds the setting a moment later than it shows it, so `probe` commits
+    /// until one of its own does.
+    pub async fn begin(client: &Client, probe: Client) -> Self {
+        alter(client, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
+        let ended = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&ended);
+        let probe = tokio::spawn(async move {
+            while !until.load(Ordering::Relaxed) {
+                probe.batch_execute("SELECT pg_logical_emit_message(TRUE, 'probe', '')").await.unwrap();
+            }
+        });
+        waits(client, "SELECT pg_logical_emit_message%").await;
+        Self { ended, probe }
+    }
+
+    /// They go on.
+    pub async fn end(self, client: &Client) {
+        self.ended.store(true, Ordering::Relaxed);
+        alter(client, "ALTER SYSTEM RESET synchronous_standby_names").await;
+        self.probe.await.unwrap();
+    }
+}
+
+/// Waits until the commit of a statement like this one waits for a standby.
+pub async fn waits(client: &Client, statement: &str) {
+    wait_until("the commit waits", LIMIT, || async {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE $1";
+        client.query_one(sql, &[&statement]).await.unwrap().get::<_, i64>(0) > 0
+    })
+    .await;
+}
+
+async fn alter(client: &Client, sql: &str) {
+    client.batch_execute(sql).await.unwrap();
+    client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
 }
