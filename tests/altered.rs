@@ -68,15 +68,21 @@ fn parts(rig: &Rig) -> pgtide::config::Config {
     config
 }
 
-/// Without the keeper's locks a table that no worker has read yet can be rewritten, and is empty to the old snapshot.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_rewritten_behind_a_dead_keeper() {
+/// A copy whose keeper has ended while its first bulk is on its way.
+async fn copy_without_keeper() -> (Rig, Engine) {
     let rig = Rig::new().await;
     rig.sql(PARTS).await;
     rig.hold(1);
     let engine = rig.start(parts(&rig));
     rig.until_held().await;
     end_keeper(&rig).await;
+    (rig, engine)
+}
+
+/// Without the keeper's locks a table that no worker has read yet can be rewritten, and is empty to the old snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_rewritten_behind_a_dead_keeper() {
+    let (rig, engine) = copy_without_keeper().await;
     rig.sql("UPDATE parts SET v = 'changed' WHERE id = 1001").await;
     rig.sql(REWRITE).await;
     rig.store.clear_faults();
@@ -98,12 +104,7 @@ async fn a_table_rewritten_behind_a_dead_keeper() {
 /// Nothing is copied under a snapshot whose locks are gone, although workers that have it could go on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_keeper_ends_the_copy() {
-    let rig = Rig::new().await;
-    rig.sql(PARTS).await;
-    rig.hold(1);
-    let engine = rig.start(parts(&rig));
-    rig.until_held().await;
-    end_keeper(&rig).await;
+    let (rig, engine) = copy_without_keeper().await;
     wait_until("the copy is begun again", LIMIT, || async { noticed(&engine, "the session that held it has ended") })
         .await;
     rig.store.clear_faults();
