@@ -70,6 +70,18 @@ pub fn quote_literal(text: &str) -> String {
     if quoted.contains('\\') { format!(" E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
+/// The same for a value as the server sent it, which is no UTF-8 where the database has no encoding (`SQL_ASCII`).
+#[must_use]
+pub fn quote_value(bytes: &[u8]) -> String {
+    match str::from_utf8(bytes) {
+        Ok(text) => quote_literal(text),
+        Err(_) => {
+            let hex: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+            format!(" E'{hex}'")
+        }
+    }
+}
+
 /// A column: its name and the type that decides how its text becomes JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {

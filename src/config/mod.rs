@@ -255,6 +255,16 @@ pub enum OnSchemaChange {
     Warn,
 }
 
+/// How the type `numeric` is written in documents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NumericAs {
+    /// A number with every digit that PostgreSQL prints; `NaN` and the infinities are null.
+    #[default]
+    Number,
+    /// A string of what PostgreSQL prints.
+    String,
+}
+
 /// `snapshot:`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
@@ -324,6 +334,8 @@ pub struct Elasticsearch {
     pub max_idle_conn_duration: Duration,
     /// `rejectionLog` / dead letters (ours: `deadLetterFile`): where refused documents are kept, fsynced.
     pub dead_letter_file: Option<PathBuf>,
+    /// `numericAs` (ours): how the type `numeric` is written in documents.
+    pub numeric_as: NumericAs,
 }
 
 impl Default for Cdc {
@@ -397,6 +409,7 @@ impl Default for Elasticsearch {
             max_conns_per_host: 512,
             max_idle_conn_duration: Duration::from_secs(10),
             dead_letter_file: None,
+            numeric_as: NumericAs::default(),
         }
     }
 }

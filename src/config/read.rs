@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::section::{Field, Section};
 use super::{
-    Cdc, Config, Elasticsearch, Heartbeat, LogLevel, Mode, OnSchemaChange, Operation, ReplicaIdentity, Secret, Slot,
-    Snapshot, SslMode, Strategy, Table,
+    Cdc, Config, Elasticsearch, Heartbeat, LogLevel, Mode, NumericAs, OnSchemaChange, Operation, ReplicaIdentity,
+    Secret, Slot, Snapshot, SslMode, Strategy, Table,
 };
 use crate::table::TableId;
 
@@ -395,6 +395,8 @@ fn elasticsearch(section: Section<'_>) -> Elasticsearch {
     set(&mut sink.max_conns_per_host, count("maxConnsPerHost", "a number of connections", 65_535));
     set(&mut sink.max_idle_conn_duration, section.get("maxIdleConnDuration").and_then(|field| field.duration(false)));
     sink.dead_letter_file = path(&section, "deadLetterFile");
+    let forms = [("number", NumericAs::Number), ("string", NumericAs::String)];
+    set(&mut sink.numeric_as, section.get("numericAs").and_then(|field| field.choice(&forms)));
     if let Some(mapping) = group(&section, "tableIndexMapping") {
         if mapping.all().next().is_none() {
             let message = "maps no table to an index: without an entry, nothing is written";

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 pub use document_id::{read_id, write_id};
 
 use crate::change::{Change, Field, Handler, Operation, Row};
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mode, NumericAs};
 use crate::lsn::Lsn;
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::{Body, Target};
@@ -28,7 +28,35 @@ pub struct TableMapping {
     pub index: String,
     /// No other table goes to this index: documents that no row accounts for may be removed.
     pub exclusive: bool,
+    /// How its columns of the type `numeric` are written.
+    pub numeric_as: NumericAs,
 }
+
+impl TableMapping {
+    /// How rows of these columns become this table's documents. `key`: positions of the key's columns in the order of the
+    /// id; those that are marked, where none.
+    #[must_use]
+    pub fn shape(&self, mut columns: Vec<Column>, key: Option<Vec<usize>>) -> Shape {
+        if self.numeric_as == NumericAs::String {
+            for column in &mut columns {
+                column.type_oid = match column.type_oid {
+                    NUMERIC => TEXT,
+                    NUMERIC_ARRAY => TEXT_ARRAY,
+                    other => other,
+                };
+            }
+        }
+        match key {
+            Some(key) => Shape::with_key(columns, key),
+            None => Shape::new(columns),
+        }
+    }
+}
+
+const NUMERIC: u32 = 1700;
+const NUMERIC_ARRAY: u32 = 1231;
+const TEXT: u32 = 25;
+const TEXT_ARRAY: u32 = 1009;
 
 /// The tables that go somewhere, in the order of the publication's list, then of the mapping.
 ///
@@ -61,7 +89,8 @@ pub fn tables(config: &Config, handled: bool) -> Result<Vec<Arc<TableMapping>>, 
         let index = indices.get(&table).cloned().unwrap_or_default();
         let exclusive = indices.values().filter(|other| **other == index).count() == 1;
         let target = Target::new(&index, u32::try_from(number).unwrap_or(u32::MAX));
-        Arc::new(TableMapping { table, number, target, index, exclusive })
+        let numeric_as = config.elasticsearch.numeric_as;
+        Arc::new(TableMapping { table, number, target, index, exclusive, numeric_as })
     };
     Ok(tables.into_iter().enumerate().map(mapping).collect())
 }

@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 
 use crate::problem::{Problem, ProblemKind};
 use crate::table::{Column, TableId};
+use crate::text::stand_in;
 
 /// Type OIDs below this are PostgreSQL's own and the same on every server (`FirstNormalObjectId`).
 const FIRST_USER_OID: u32 = 16_384;
@@ -219,7 +220,8 @@ fn estimate(pages: i64, known_pages: i64, known_rows: f64) -> Option<u64> {
 }
 
 /// The built-in type whose text form each type shares: a domain its base type, an enum `text`, an array of either an
-/// array of those; any other type of an extension or a user `text`. Built-in types stand for themselves.
+/// array of those; some types of extensions a [`stand_in`]; any other type of an extension or a user `text`. Built-in
+/// types stand for themselves.
 ///
 /// # Errors
 /// The query fails.
@@ -232,6 +234,8 @@ pub async fn resolve_types(
         base: u32,
         element: u32,
         array: u32,
+        name: String,
+        delimiter: String,
     }
     let types: Vec<u32> = types.into_iter().collect();
     let mut known: BTreeMap<u32, Type> = BTreeMap::new();
@@ -239,14 +243,17 @@ pub async fn resolve_types(
     while !ask.is_empty() {
         let rows = client
             .query(
-                "SELECT oid, typtype::text, typbasetype, CASE WHEN typcategory = 'A' THEN typelem ELSE 0::oid END, typarray
+                "SELECT oid, typtype::text, typbasetype, CASE WHEN typcategory = 'A' THEN typelem ELSE 0::oid END, typarray,
+                        typname::text, typdelim::text
                  FROM pg_catalog.pg_type WHERE oid = ANY ($1)",
                 &[&ask],
             )
             .await?;
         ask.clear();
         for row in rows {
-            let found = Type { kind: row.get(1), base: row.get(2), element: row.get(3), array: row.get(4) };
+            let (name, delimiter) = (row.get(5), row.get(6));
+            let (base, element, array) = (row.get(2), row.get(3), row.get(4));
+            let found = Type { kind: row.get(1), base, element, array, name, delimiter };
             // Built-in elements are asked for too: their array type is wanted.
             ask.extend([found.base, found.element].iter().filter(|&&oid| oid != 0 && !known.contains_key(&oid)));
             known.insert(row.get(0), found);
@@ -260,11 +267,18 @@ pub async fn resolve_types(
         if oid < FIRST_USER_OID {
             return oid;
         }
-        let Some(element) = known.get(&oid).map(|found| found.element).filter(|&element| element != 0) else {
-            return TEXT;
-        };
-        let element = scalar(known, element);
-        known.get(&element).map(|found| found.array).filter(|&array| array != 0).unwrap_or(TEXT_ARRAY)
+        let Some(found) = known.get(&oid) else { return TEXT };
+        if found.element == 0 {
+            return stand_in::of(&found.name).filter(|_| found.kind == "b").unwrap_or(TEXT);
+        }
+        let delimiter = known.get(&found.element).map(|element| element.delimiter.as_str());
+        let element = scalar(known, found.element);
+        if let Some(array) = stand_in::array_of(element) {
+            return array;
+        }
+        let array = known.get(&element).map(|found| found.array).filter(|&array| array != 0);
+        // An array that is printed with another delimiter stays whole.
+        array.unwrap_or(if delimiter == Some(",") { TEXT_ARRAY } else { TEXT })
     }
     Ok(types.into_iter().map(|oid| (oid, scalar(&known, oid))).collect())
 }

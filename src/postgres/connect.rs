@@ -42,9 +42,12 @@ pub(super) const OPTIONS: &str = "-c datestyle=ISO,YMD -c intervalstyle=iso_8601
                                   -c idle_session_timeout=0 -c row_security=off -c client_min_messages=warning \
                                   -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3";
 
-/// For the same reason as [`OPTIONS`], but only servers from 17 on have it, and the others refuse a start that names it.
-pub(super) const NO_TRANSACTION_TIMEOUT: &str =
-    "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'";
+/// For the same reason as [`OPTIONS`], after the login: only servers from 17 on have `transaction_timeout`, and the others
+/// refuse a start that names it. And a database in `SQL_ASCII` may hold bytes that are no UTF-8: asked for UTF-8,
+/// PostgreSQL fails on the first of them; asked for nothing, it sends what it has.
+pub(super) const SETTLE: &str = "SELECT set_config(name, CASE name WHEN 'client_encoding' THEN 'SQL_ASCII' ELSE '0' END, false) \
+                                 FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout' \
+                                 OR name = 'client_encoding' AND current_setting('server_encoding') = 'SQL_ASCII'";
 
 /// Connects for SQL. `purpose` is a word for `pg_stat_activity`: the application's name is `pgtide <purpose>`.
 ///
@@ -111,7 +114,7 @@ async fn connect_by(cdc: &Cdc, purpose: &str, ssl_mode: SslMode) -> Result<Clien
         drive(connection, purpose);
         client
     };
-    client.batch_execute(NO_TRANSACTION_TIMEOUT).await?;
+    client.batch_execute(SETTLE).await?;
     Ok(client)
 }
 

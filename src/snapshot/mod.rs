@@ -32,7 +32,7 @@ pub use self::share::{Share, help};
 use crate::change::Handler;
 use crate::config::{Config, Mode, Strategy};
 use crate::gate::Gate;
-use crate::mapping::{Shape, TableMapping};
+use crate::mapping::TableMapping;
 use crate::postgres::catalog::Leaf;
 use crate::postgres::definition::Seen;
 use crate::postgres::preflight::Ready;
@@ -221,7 +221,7 @@ fn copy_table(mapping: &Arc<TableMapping>, ready: &Ready) -> CopyTable {
     let info = &ready.info;
     CopyTable {
         mapping: Arc::clone(mapping),
-        shape: Arc::new(Shape::new(info.columns.clone())),
+        shape: Arc::new(mapping.shape(info.columns.clone(), None)),
         select_list: info.select_list(),
         condition: ready.condition.clone(),
         integer_key: integer_key(info).unwrap_or_default().to_owned(),

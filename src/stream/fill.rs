@@ -13,7 +13,7 @@ use crate::lsn::Lsn;
 use crate::postgres::catalog;
 use crate::postgres::pgoutput::Tuple;
 use crate::problem::Problem;
-use crate::table::{quote_identifier, quote_literal};
+use crate::table::{quote_identifier, quote_value};
 
 /// The longest pause between two looks at a transaction.
 const LOOK: Duration = Duration::from_millis(100);
@@ -89,7 +89,7 @@ async fn read(
     let name = |at: usize| Some(quote_identifier(&today.columns.get(at)?.as_ref()?.name));
     let fields: Vec<Field<'_>> = new.iter().collect();
     let literal = |field: Option<&Field<'_>>| match field {
-        Some(Field::Text(text)) => Some(quote_literal(&String::from_utf8_lossy(text))),
+        Some(Field::Text(text)) => Some(quote_value(text)),
         _ => None,
     };
     let mut conditions = Vec::new();

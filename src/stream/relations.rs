@@ -141,7 +141,7 @@ async fn shape_of(
             type_oid: types.get(&column.type_oid).copied().unwrap_or(column.type_oid),
             key: key.contains(&at),
         });
-        Shape::with_key(columns.collect(), key.to_vec())
+        mapping.shape(columns.collect(), Some(key.to_vec()))
     };
     if root.is_some()
         && let Some((_, names)) = catalog::identity(client, &mapping.table).await?

@@ -1,12 +1,13 @@
 //! Arrays.
 
 use super::scalar::{self, Scalar};
+use super::stand_in::{GEOMETRY, GEOMETRY_ARRAY, HSTORE, HSTORE_ARRAY};
 use super::string::write_string;
 
 /// PostgreSQL's `MAXDIM`.
 const MAX_DIMENSIONS: usize = 6;
 
-/// The element type and the delimiter of a built-in array type.
+/// The element type and the delimiter of an array type.
 pub(super) fn element_of(array_oid: u32) -> Option<(u32, u8)> {
     let element = match array_oid {
         143 => 142,   // xml
@@ -86,9 +87,16 @@ pub(super) fn element_of(array_oid: u32) -> Option<(u32, u8)> {
         6153 => 4534, // tstzmultirange
         6155 => 4535, // datemultirange
         6157 => 4536, // int8multirange
+        HSTORE_ARRAY => HSTORE,
+        GEOMETRY_ARRAY => GEOMETRY,
         _ => return None,
     };
-    Some((element, if array_oid == 1020 { b';' } else { b',' }))
+    let delimiter = match array_oid {
+        1020 => b';',
+        GEOMETRY_ARRAY => b':',
+        _ => b',',
+    };
+    Some((element, delimiter))
 }
 
 /// A text that is no array of PostgreSQL's becomes a string.
@@ -153,7 +161,12 @@ fn elements(out: &mut Vec<u8>, element: Scalar, delimiter: u8, text: &[u8]) -> O
 }
 
 /// Writes the element that ends at the next quote without a backslash, and gives what comes after that quote.
-fn quoted<'a>(out: &mut Vec<u8>, element: Scalar, text: &'a [u8], unescaped: &mut Vec<u8>) -> Option<&'a [u8]> {
+pub(super) fn quoted<'a>(
+    out: &mut Vec<u8>,
+    element: Scalar,
+    text: &'a [u8],
+    unescaped: &mut Vec<u8>,
+) -> Option<&'a [u8]> {
     let mut end = memchr::memchr2(b'"', b'\\', text)?;
     if text[end] == b'"' {
         scalar::write(out, element, &text[..end]);

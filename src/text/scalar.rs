@@ -3,7 +3,9 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::stand_in;
 use super::string::write_string;
+use super::{geometry, hstore};
 
 /// How the text of a type that is no array becomes JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,8 @@ pub(super) enum Scalar {
     Timestamp,
     TimestampTz,
     Bytea,
+    Hstore,
+    Geometry,
 }
 
 impl Scalar {
@@ -29,6 +33,8 @@ impl Scalar {
             1082 => Scalar::Date,
             1114 => Scalar::Timestamp,
             1184 => Scalar::TimestampTz,
+            stand_in::HSTORE => Scalar::Hstore,
+            stand_in::GEOMETRY => Scalar::Geometry,
             _ => Scalar::Text,
         }
     }
@@ -47,6 +53,8 @@ pub(super) fn write(out: &mut Vec<u8>, scalar: Scalar, text: &[u8]) {
         Scalar::Json => json(out, text),
         Scalar::Date | Scalar::Timestamp | Scalar::TimestampTz => moment(out, scalar, text),
         Scalar::Bytea => bytea(out, text),
+        Scalar::Hstore => hstore::write(out, text),
+        Scalar::Geometry => geometry::write(out, text),
     }
 }
 

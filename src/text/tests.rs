@@ -9,8 +9,9 @@ use super::*;
 use crate::change::Field;
 use crate::table::Column;
 
-const SCALARS: [u32; 11] = [16, 17, 20, 25, 26, 114, 701, 1082, 1114, 1184, 1700];
-const ARRAYS: [u32; 10] = [199, 1000, 1001, 1009, 1016, 1020, 1115, 1182, 1185, 1231];
+const SCALARS: [u32; 13] = [16, 17, 20, 25, 26, 114, 701, 1082, 1114, 1184, 1700, stand_in::HSTORE, stand_in::GEOMETRY];
+const ARRAYS: [u32; 12] =
+    [199, 1000, 1001, 1009, 1016, 1020, 1115, 1182, 1185, 1231, stand_in::HSTORE_ARRAY, stand_in::GEOMETRY_ARRAY];
 
 fn written(oid: u32, text: &[u8]) -> String {
     let mut out = b"before".to_vec();
@@ -139,6 +140,87 @@ fn strings_escape_what_json_wants() {
     }
 }
 
+#[test]
+fn hstore_is_an_object_of_strings() {
+    let hstore = stand_in::HSTORE;
+    check(hstore, "", "{}");
+    check(hstore, r#""a"=>"1", "b\"c\\"=>NULL, ""=>"NULL""#, r#"{"a":"1","b\"c\\":null,"":"NULL"}"#);
+    check(stand_in::HSTORE_ARRAY, r#"{"\"a\"=>\"1\"",NULL,""}"#, r#"[{"a":"1"},null,{}]"#);
+    for broken in
+        ["a=>1", "\"a\"", "\"a\"=>", "\"a\"=>1", "\"a\"=>\"1\",", "\"a\"=>\"1\" ", "\"a\"=>\"1", ", \"a\"=>NULL"]
+    {
+        let expected = serde_json::to_string(broken).unwrap();
+        check(hstore, broken, &expected);
+    }
+}
+
+/// EWKB by its definition: byte order, kind with flags, system, numbers.
+fn ewkb(parts: &[&[u8]]) -> String {
+    parts.concat().iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+fn doubles(values: &[f64]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+#[test]
+fn geometries_in_degrees_are_geo_json() {
+    let geometry = stand_in::GEOMETRY;
+    let head = |kind: u32, srid: u32| [&[1][..], &(kind | 0x2000_0000).to_le_bytes(), &srid.to_le_bytes()].concat();
+    let part = |kind: u32| [&[1][..], &kind.to_le_bytes()].concat();
+    let count = |count: u32| count.to_le_bytes();
+    let (one, two, three) = (doubles(&[1.0, 2.5]), doubles(&[-3.0, 4.0]), doubles(&[1e-7, 180.0]));
+
+    // SELECT 'SRID=4326;POINT(13 52.5)'::geometry
+    let point = "0101000020E61000000000000000002A400000000000404A40";
+    check(geometry, point, r#"{"type":"Point","coordinates":[13.0,52.5]}"#);
+    let big = ewkb(&[&[0, 0x20, 0, 0, 1, 0, 0, 0x10, 0xE6], &1.0_f64.to_be_bytes(), &2.5_f64.to_be_bytes()]);
+    check(geometry, &big, r#"{"type":"Point","coordinates":[1.0,2.5]}"#);
+    let height = ewkb(&[&head(0x8000_0001, 4326), &doubles(&[1.0, 2.0, 3.0])]);
+    check(geometry, &height, r#"{"type":"Point","coordinates":[1.0,2.0,3.0]}"#);
+    let measure = ewkb(&[&head(0x4000_0001, 4326), &doubles(&[1.0, 2.0, 3.0])]);
+    check(geometry, &measure, r#"{"type":"Point","coordinates":[1.0,2.0]}"#);
+    let line = ewkb(&[&head(2, 4326), &count(2), &one, &two]);
+    check(geometry, &line, r#"{"type":"LineString","coordinates":[[1.0,2.5],[-3.0,4.0]]}"#);
+    let polygon = ewkb(&[&head(3, 4326), &count(2), &count(1), &one, &count(0)]);
+    check(geometry, &polygon, r#"{"type":"Polygon","coordinates":[[[1.0,2.5]],[]]}"#);
+    let points = ewkb(&[&head(4, 4326), &count(2), &part(1), &one, &part(1), &three]);
+    check(geometry, &points, r#"{"type":"MultiPoint","coordinates":[[1.0,2.5],[1e-7,180.0]]}"#);
+    let lines = ewkb(&[&head(5, 4326), &count(1), &part(2), &count(1), &two]);
+    check(geometry, &lines, r#"{"type":"MultiLineString","coordinates":[[[-3.0,4.0]]]}"#);
+    let polygons = ewkb(&[&head(6, 4326), &count(1), &part(3), &count(1), &count(1), &two]);
+    check(geometry, &polygons, r#"{"type":"MultiPolygon","coordinates":[[[[-3.0,4.0]]]]}"#);
+    let collection = ewkb(&[&head(7, 4326), &count(2), &part(1), &one, &part(7), &count(0)]);
+    let expected = r#"{"type":"GeometryCollection","geometries":[{"type":"Point","coordinates":[1.0,2.5]},{"type":"GeometryCollection","geometries":[]}]}"#;
+    check(geometry, &collection, expected);
+    check(
+        stand_in::GEOMETRY_ARRAY,
+        &format!("{{{point}:NULL}}"),
+        r#"[{"type":"Point","coordinates":[13.0,52.5]},null]"#,
+    );
+    check(geometry, &ewkb(&[&head(1, 4326), &doubles(&[f64::NAN, f64::NAN])]), "null");
+
+    // Another system, or none; a curve; a list of other things than it says; too deep; too short; too long; no binary form.
+    let deep = [head(7, 4326), [part(7).as_slice(), &[]].concat()].concat();
+    let deep = ewkb(&[&deep[..9], &[&count(1)[..], &part(7)].concat().repeat(40), &count(0)]);
+    let others = [
+        ewkb(&[&head(1, 3857), &one]),
+        ewkb(&[&part(1), &one]),
+        ewkb(&[&head(8, 4326), &count(0)]),
+        ewkb(&[&head(4, 4326), &count(1), &part(2), &count(0)]),
+        deep,
+        ewkb(&[&head(2, 4326), &count(u32::MAX), &one]),
+        ewkb(&[&head(1, 4326), &one, &[0]]),
+        "POINT(1 2)".to_owned(),
+        point[1..].to_owned(),
+        "02".to_owned(),
+        String::new(),
+    ];
+    for other in others {
+        check(geometry, &other, &format!("\"{other}\""));
+    }
+}
+
 fn fields(line: &[u8]) -> Vec<Option<Vec<u8>>> {
     let mut splitter = Splitter::default();
     let own = |field| match field {
@@ -196,7 +278,7 @@ fn rows_become_objects_or_leave_no_trace() {
 
 /// Arrays, numbers and moments are rare among arbitrary bytes, so half of the texts are made of their letters.
 fn texts() -> impl Strategy<Value = Vec<u8>> {
-    let letters = prop::sample::select(b"{}[],;:=\"\\\n\r NULtfxe+-.0123456789aBC\xC3\xA9".to_vec());
+    let letters = prop::sample::select(b"{}[],;:=>\"\\\n\r NULtfxe+-.0123456789aBC\xC3\xA9".to_vec());
     prop_oneof![prop::collection::vec(any::<u8>(), 0..80), prop::collection::vec(letters, 0..40)]
 }
 
@@ -211,6 +293,21 @@ proptest! {
             // JSON of the database may be indented by tabs.
             prop_assert!(json.bytes().all(|byte| byte >= 0x20 || byte == b'\t' && [114, 199].contains(&oid)), "{json}");
         }
+    }
+
+    #[test]
+    fn any_bytes_as_a_geometry_are_one_json_value(
+        parts in prop::collection::vec(prop_oneof![
+            (0..9_u32).prop_map(|kind| [&[1][..], &kind.to_le_bytes()].concat()),
+            (0..3_u32).prop_map(|count| count.to_le_bytes().to_vec()),
+            any::<f64>().prop_map(|value| value.to_le_bytes().to_vec()),
+            prop::collection::vec(any::<u8>(), 0..5),
+        ], 0..12),
+        kind in 0..9_u32,
+    ) {
+        let head = [&[1][..], &(kind | 0x2000_0000).to_le_bytes(), &4326_u32.to_le_bytes()].concat();
+        let json = written(stand_in::GEOMETRY, ewkb(&[&head, &parts.concat()]).as_bytes());
+        prop_assert!(serde_json::from_str::<IgnoredAny>(&json).is_ok(), "{json}");
     }
 
     #[test]

@@ -178,7 +178,7 @@ pub async fn run(
             client: &client,
             sink: &sink,
             mapping,
-            rows: Rows::new(&ready),
+            rows: Rows::new(mapping, &ready),
             ready,
             server: &server,
             defined,

@@ -10,7 +10,7 @@ use tokio_postgres::error::SqlState;
 
 use super::Candidate;
 use super::fingerprint::fingerprint;
-use crate::mapping::{Shape, read_id};
+use crate::mapping::{Shape, TableMapping, read_id};
 use crate::postgres::preflight::Ready;
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::{FIND, document_id};
@@ -49,12 +49,12 @@ pub(super) struct Row {
 }
 
 impl Rows {
-    pub(super) fn new(ready: &Ready) -> Self {
+    pub(super) fn new(mapping: &TableMapping, ready: &Ready) -> Self {
         let info = &ready.info;
         let name = info.id.quoted();
         let condition = |sql: &Option<String>| sql.as_ref().map_or_else(|| "true".to_owned(), |sql| format!("({sql})"));
         Self {
-            shape: Shape::new(info.columns.clone()),
+            shape: mapping.shape(info.columns.clone(), None),
             select: info.select_list(),
             // Rows of tables that inherit from it are not its own.
             source: if info.kind == 'p' { name } else { format!("ONLY {name}") },

@@ -44,6 +44,16 @@ impl Rig {
         Self::of(super::shared_server().await, &database.name).await
     }
 
+    /// A database in this encoding on the server that the tests of this binary share.
+    pub async fn encoded(encoding: &str) -> Self {
+        let server = super::shared_server().await;
+        let name = format!("encoded_{}", encoding.to_lowercase());
+        let sql =
+            format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'");
+        server.connect("postgres").await.unwrap().batch_execute(&sql).await.unwrap();
+        Self::of(server, &name).await
+    }
+
     /// A fresh database on a server of the test's own.
     pub async fn on(server: &Server) -> Self {
         server.create_database("alone").await.unwrap();

@@ -64,6 +64,7 @@ elasticsearch:
   maxConnsPerHost: 8
   maxIdleConnDuration: 1h
   deadLetterFile: /var/lib/pgtide/dead.ndjson
+  numericAs: string
   discoverNodesInterval: 5m
   disableDiscoverNodesOnStart: true
   typeName: ""
@@ -240,6 +241,7 @@ fn every_key_is_read() {
             max_conns_per_host: 8,
             max_idle_conn_duration: Duration::from_secs(3600),
             dead_letter_file: Some("/var/lib/pgtide/dead.ndjson".into()),
+            numeric_as: NumericAs::String,
         },
     };
     assert_eq!(config, expected);

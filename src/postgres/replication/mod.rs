@@ -25,7 +25,7 @@ pub use feedback::Feedback;
 pub use reader::{Frame, Reader};
 use socket::Socket;
 
-use super::connect::{NO_TRANSACTION_TIMEOUT, OPTIONS, address, application_name, with_fallback};
+use super::connect::{OPTIONS, SETTLE, address, application_name, with_fallback};
 use super::error::{PostgresError, ServerError, printable};
 
 /// A logged-in replication connection that does not stream yet.
@@ -126,7 +126,7 @@ impl Session {
                 _ => {}
             }
         }
-        session.query(NO_TRANSACTION_TIMEOUT).await?;
+        session.query(SETTLE).await?;
         Ok(session)
     }
 
