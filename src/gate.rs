@@ -56,6 +56,12 @@ impl Gate {
         self.is_closed() && self.inner.parked.load(SeqCst) == self.inner.workers.load(SeqCst)
     }
 
+    /// Tells whether waiting is asked for, and when that changes, to somebody who is no worker.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<bool> {
+        self.inner.closed.subscribe()
+    }
+
     /// A place for one worker.
     #[must_use]
     pub fn enter(&self) -> Pass {

@@ -150,6 +150,56 @@ async fn a_copy_does_not_go_on_with_another_definition() {
     }
 }
 
+/// That table was never copied whole, and is not called so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_does_not_go_on_is_not_given_up() {
+    let rig = Rig::new().await;
+    rig.sql("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT n, n FROM generate_series(1, 40) n")
+        .await;
+    let mut config = rig.config(&["t"]);
+    config.elasticsearch.batch_size_limit = 10;
+    rig.hold_after(1, 1);
+    let engine = rig.start(config.clone());
+    rig.until_held().await;
+    stop(engine).await;
+    rig.store.clear_faults();
+    rig.sql("ALTER TABLE t ADD c int DEFAULT 7").await;
+    rig.hold_after(1, 1);
+    let engine = rig.start(config);
+    rig.until_held().await;
+    assert!(noticed(&engine, "does not go on"), "{:?}", engine.status().notices);
+    let refusal = engine.control().send(Command::CancelResnapshot(TableId::new("public", "t"))).await.unwrap_err();
+    assert!(refusal.contains("never been copied to its end"), "{refusal}");
+    rig.store.clear_faults();
+    live(&engine).await;
+    rig.equal("t").await;
+    stop(engine).await;
+}
+
+/// Documents of an older form are not called live.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_is_given_up_leaves_documents_of_the_old_form() {
+    let rig = Rig::new().await;
+    rig.sql(TABLE).await;
+    let engine = rig.run(config(&rig)).await;
+    let (control, id) = (engine.control(), TableId::new("public", "t"));
+    rig.hold(1);
+    rig.sql("ALTER TABLE t ADD c int DEFAULT 7").await;
+    rig.until_held().await;
+    control.send(Command::CancelResnapshot(id.clone())).await.unwrap();
+    rig.store.clear_faults();
+    until_noticed(&engine, "given up by the operator").await;
+    let table = engine.status().tables.remove(0);
+    let problem = table.problem.expect("it says what is wrong");
+    assert!(problem.message.contains("columns") && problem.message.contains("given up"), "{problem:?}");
+    assert_eq!(table.state, TableState::Failed);
+    control.send(Command::Resnapshot(id)).await.unwrap();
+    until_copied(&engine, 2).await;
+    assert_eq!(engine.status().tables[0].problem, None);
+    rig.equal("t").await;
+    stop(engine).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_changes_no_document_is_not_copied_again() {
     let rig = Rig::new().await;

@@ -136,3 +136,44 @@ async fn a_long_pause_lets_the_snapshot_of_a_resnapshot_go() {
     rig.equal("a").await;
     stop(engine).await;
 }
+
+/// One table that is held keeps no other one from being copied, and what is held is its copy: the next one is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_resnapshot_lets_another_one_pass() {
+    let (rig, mut config) = rig(&["a", "b"]).await;
+    config.cdc.snapshot.release_after = Duration::from_secs(3600);
+    let engine = rig.run(config).await;
+    let control = engine.control();
+    let ended = async |table: usize, times: u64| {
+        wait_until("it is copied again", LIMIT, || async {
+            let table = &engine.status().tables[table];
+            !table.resnapshot && table.state == TableState::Live && table.resnapshots_ended == times
+        })
+        .await;
+    };
+    rig.store.inject(Fault::new(Effect::Delay { milliseconds: 20 }));
+    control.send(Command::Resnapshot(id("a"))).await.unwrap();
+    wait_until("it runs", LIMIT, || async { engine.status().tables[0].state == TableState::Copying }).await;
+    control.send(Command::PauseTable(id("a"))).await.unwrap();
+    control.send(Command::Resnapshot(id("b"))).await.unwrap();
+    rig.store.clear_faults();
+    ended(1, 1).await;
+    let held = engine.status().tables.remove(0);
+    assert_eq!((held.state, held.resnapshot), (TableState::Paused, true));
+    rig.sql("UPDATE a SET title = 'meanwhile' WHERE id % 7 = 0; DELETE FROM a WHERE id % 11 = 0").await;
+    control.send(Command::ResumeTable(id("a"))).await.unwrap();
+    ended(0, 1).await;
+    // The hold of one that waits ends with it.
+    control.send(Command::Resnapshot(id("b"))).await.unwrap();
+    control.send(Command::Resnapshot(id("a"))).await.unwrap();
+    control.send(Command::PauseTable(id("a"))).await.unwrap();
+    ended(1, 2).await;
+    assert_eq!(engine.status().tables[0].state, TableState::Paused, "it waits, and is held");
+    control.send(Command::CancelResnapshot(id("a"))).await.unwrap();
+    ended(0, 2).await;
+    control.send(Command::Resnapshot(id("a"))).await.unwrap();
+    ended(0, 3).await;
+    rig.equal("a").await;
+    rig.equal("b").await;
+    stop(engine).await;
+}

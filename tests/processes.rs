@@ -62,9 +62,13 @@ impl Job {
 
     /// A process of the job, not started yet.
     fn process(&self, instance: &str) -> Pipeline {
+        self.process_of(instance, &["items"])
+    }
+
+    fn process_of(&self, instance: &str, tables: &[&'static str]) -> Pipeline {
         let settings = Settings {
             name: self.name.clone(),
-            tables: vec!["items"],
+            tables: tables.to_vec(),
             chunk_size: 100,
             batch_size_limit: 50,
             workers: 2,
@@ -511,14 +515,18 @@ async fn the_leader_hangs() {
 async fn a_process_of_another_configuration_does_not_help() {
     let job = Job::new().await;
     job.slow(40);
+    job.change("CREATE TABLE extra (id int PRIMARY KEY)").await;
     let (mut one, mut two, mut three) = (job.process("one"), job.process("two"), job.process("three"));
     two.set("/cdc/snapshot/queryCondition", "id < 100");
     let elsewhere = Store::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), store::Options::default()).await.unwrap();
     three.set("/elasticsearch/urls", serde_json::json!([elsewhere.url()]));
+    // It has a table more, which is in nobody's way.
+    let mut four = job.process_of("four", &["items", "extra"]);
     one.start();
     job.chunks_when("the copy has begun", |chunks| done(chunks) > 0).await;
-    two.start();
-    three.start();
+    for process in [&mut four, &mut two, &mut three] {
+        process.start();
+    }
     let idle = |status: &Status| status.standby.as_ref().is_some_and(|standby| standby.idle.is_some());
     for (process, why) in [
         (&mut two, "condition of public.items differ"),
@@ -534,7 +542,9 @@ async fn a_process_of_another_configuration_does_not_help() {
         assert_eq!(status.tables[0].rows_copied, 0);
     }
     assert!(elsewhere.documents("items").is_empty());
-    assert_eq!(completed_by(&job.chunks().await), ["one".to_owned()].into());
+    assert_eq!(completed_by(&job.chunks().await), ["four".to_owned(), "one".to_owned()].into());
+    let status = four.wait("it stands by", LIMIT, |status| status.tables[0].state == TableState::Standby).await;
+    assert_eq!(status.tables[1].state, TableState::Queued, "nobody streams it");
     job.is_exact().await;
 }
 
@@ -599,9 +609,18 @@ async fn a_pause_holds_every_process() {
     assert!(in_hand_of(&chunks, "two").is_empty(), "{chunks:?}");
     two.wait("it does not help", LIMIT, |status| stands_by(status) && !helps(status)).await;
     assert_eq!((job.chunks().await, bulks()), (chunks, sent));
+    // The other one's screen says so, and counts no worker that is gone.
+    let idles = |status: &Status| status.snapshot.active_workers == 0 && status.snapshot.workers == 0;
+    let paused = |status: &Status| status.standby.as_ref().is_some_and(|standby| standby.paused);
+    two.wait("it says that the leader is paused", LIMIT, |status| paused(status) && idles(status)).await;
     one.post("/resume").await;
-    two.wait("it helps again", LIMIT, helps).await;
+    two.wait("it helps again", LIMIT, |status| helps(status) && !paused(status)).await;
     one.post("/tables/public.items/pause").await;
+    let held = |status: &Status| status.standby.as_ref().is_some_and(|standby| standby.held == ["public.items"]);
+    two.wait("it says what the leader holds", LIMIT, |status| {
+        held(status) && status.tables[0].state == TableState::Paused
+    })
+    .await;
     one.wait("the table is held", LIMIT, |status| status.tables[0].state == TableState::Paused).await;
     let idle =
         |chunks: &BTreeMap<i32, Chunk>| in_hand_of(chunks, "one").is_empty() && in_hand_of(chunks, "two").is_empty();
@@ -643,4 +662,31 @@ async fn a_late_request_of_the_same_transaction() {
     wait_until("the late request is carried out", LIMIT, || async { job.store.stats().items == counted + 5 }).await;
     job.is_equal().await;
     drop(second);
+}
+
+/// A hold that lasts lets the snapshot go, but not while another process still reads by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_hold_waits_for_every_process() {
+    let job = Job::new().await;
+    job.slow(40);
+    let (mut one, mut two) = (job.process("one"), job.process("two"));
+    one.set("/cdc/snapshot/releaseAfter", "300ms");
+    one.start();
+    job.chunks_when("the copy has begun", |chunks| done(chunks) > 0).await;
+    two.start();
+    job.chunks_when("two has a chunk in hand", |chunks| !in_hand_of(chunks, "two").is_empty()).await;
+    signal(two.pid(), Signal::SIGSTOP);
+    one.post("/tables/public.items/pause").await;
+    let chunks = job.chunks_when("one has none", |chunks| in_hand_of(chunks, "one").is_empty()).await;
+    assert!(!in_hand_of(&chunks, "two").is_empty(), "it had ended its chunks: {chunks:?}");
+    let held = one.wait("a snapshot is held", LIMIT, |status| status.snapshot.held_seconds.is_some()).await;
+    let at = held.snapshot.held_seconds.unwrap();
+    let long = |status: &Status| status.snapshot.held_seconds.is_none_or(|seconds| seconds > at + 2.0);
+    let status = one.wait("time passes", LIMIT, long).await;
+    assert!(status.snapshot.held_seconds.is_some(), "it was let go under the other's hands");
+    signal(two.pid(), Signal::SIGCONT);
+    one.wait("it is let go", LIMIT, |status| status.snapshot.held_seconds.is_none()).await;
+    one.post("/tables/public.items/resume").await;
+    one.wait("it streams", LIMIT, streams).await;
+    job.is_exact().await;
 }

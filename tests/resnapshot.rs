@@ -11,7 +11,7 @@ use pgtide::engine::{Command, Engine, Phase, TableState};
 use pgtide::sink::{Body, Sink, SinkOptions, Target};
 use pgtide::store::{Effect, Fault};
 use pgtide::table::TableId;
-use support::pipeline::{LIMIT, Rig, live, stop};
+use support::pipeline::{LIMIT, Rig, live, phase, stop};
 use support::wait_until;
 use tokio_util::sync::CancellationToken;
 
@@ -382,12 +382,14 @@ async fn two_that_were_cut_short_are_both_made_again() {
     rig.hold(1);
     again(&engine, "books").await;
     rig.until_held().await;
+    // What is answered with yes is in the ledger, whatever ends the process now.
+    let wishes = "SELECT count(*) FROM cdc_snapshot_chunks WHERE table_name = 'atlases' AND status = 'wanted'";
     again(&engine, "atlases").await;
-    rig.sql(
-        "INSERT INTO cdc_snapshot_chunks (slot_name, table_schema, table_name, chunk_index, chunk_start, chunk_size, status)
-         SELECT slot_name, 'public', 'atlases', -1, 0, 0, 'wanted' FROM cdc_snapshot_job",
-    )
-    .await;
+    assert_eq!(rig.count(wishes).await, 1);
+    // Given up while it waits, it is gone, and can be asked for again at once.
+    engine.control().send(Command::CancelResnapshot(table("atlases"))).await.unwrap();
+    assert_eq!((rig.count(wishes).await, engine.status().tables[0].resnapshot), (0, false));
+    again(&engine, "atlases").await;
     stop(engine).await;
     rig.store.clear_faults();
     let engine = rig.run(config).await;
@@ -419,6 +421,88 @@ async fn given_up_it_brings_no_deleted_row_back() {
     rig.store.clear_faults();
     done(&engine).await;
     assert!(noticed(&engine, "given up"), "{:?}", engine.status().notices);
+    rig.equal("books").await;
+    stop(engine).await;
+}
+
+/// Between two attempts it can be given up as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn given_up_while_it_is_tried_again() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    rig.sql("INSERT INTO books SELECT n, 'x' FROM generate_series(1, 9) n").await;
+    let server = rig.config(&["books"]).cdc.port;
+    let (config, proxy) = rig.config_by_proxy(&["books"]).await;
+    let engine = rig.run(config).await;
+    // No session is made from now on; those that are there stay.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    proxy.turn_to(nobody);
+    again(&engine, "books").await;
+    let retries = || async { engine.status().tables[0].attempts >= 2 };
+    wait_until("it is tried again", LIMIT, retries).await;
+    assert_eq!(engine.status().tables[0].state, TableState::Retrying);
+    engine.control().send(Command::CancelResnapshot(table("books"))).await.unwrap();
+    done(&engine).await;
+    assert_eq!(rig.count("SELECT count(*) FROM cdc_snapshot_chunks WHERE status <> 'completed'").await, 0);
+    assert!(engine.control().send(Command::CancelResnapshot(table("books"))).await.is_err());
+    proxy.turn_to(server);
+    again(&engine, "books").await;
+    done(&engine).await;
+    rig.equal("books").await;
+    stop(engine).await;
+}
+
+/// A copy of everything that is begun anew goes on after a lost connection, and does not begin anew once more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_copied_again_is_begun_once() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig, 500, 10).await;
+    stop(engine).await;
+    plant(&rig, "books", &[("left over", 1)]).await;
+    rig.sql("UPDATE books SET title = rpad('x', 1000, 'y'); ANALYZE books; DELETE FROM books WHERE id > 490").await;
+    let mut config = rig.config(&["books"]);
+    config.cdc.snapshot.resnapshot = true;
+    config.cdc.snapshot.chunk_size = 20;
+    config.cdc.snapshot.workers = Some(1);
+    config.elasticsearch.batch_size_limit = 20;
+    rig.hold_after(10, 1);
+    let engine = rig.start(config);
+    rig.until_held().await;
+    let completed = || async {
+        let sql = "SELECT id, completed_at::text FROM cdc_snapshot_chunks WHERE status = 'completed' ORDER BY id";
+        let rows = rig.client.query(sql, &[]).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect::<Vec<(i32, String)>>()
+    };
+    let before = completed().await;
+    assert!(!before.is_empty());
+    let ledger = "FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgtide ledger %'";
+    rig.count(&format!("SELECT count(pg_terminate_backend(pid)) {ledger}")).await;
+    wait_until("the connections are made again", LIMIT, || async { engine.status().replication.reconnects > 0 }).await;
+    rig.store.clear_faults();
+    live(&engine).await;
+    let after = completed().await;
+    assert!(before.iter().all(|chunk| after.contains(chunk)), "what was done was done again");
+    rig.equal("books").await;
+    stop(engine).await;
+}
+
+/// Paused is what sends nothing, the removal of old documents included.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_holds_the_removal_of_documents() {
+    let rig = Rig::new().await;
+    let engine = rig_with_books(&rig, 5, 1_000).await;
+    plant(&rig, "books", &[("left over", 1)]).await;
+    rig.hold_after(1, 1);
+    again(&engine, "books").await;
+    rig.until_held().await;
+    engine.control().send(Command::Pause).await.unwrap();
+    wait_until("the stream rests", LIMIT, || async { rig.walsenders().await == 0 }).await;
+    assert_eq!(engine.status().phase, Phase::Pausing);
+    rig.store.clear_faults();
+    phase(&engine, Phase::Paused).await;
+    assert!(engine.status().tables[0].resnapshot);
+    engine.control().send(Command::Resume).await.unwrap();
+    done(&engine).await;
     rig.equal("books").await;
     stop(engine).await;
 }

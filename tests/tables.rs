@@ -4,10 +4,11 @@
 
 mod support;
 
+use futures_util::FutureExt;
 use pgtide::config::{Config, Mode, Table};
-use pgtide::engine::{Engine, Phase};
+use pgtide::engine::{Command, Engine, Phase, TableState};
 use pgtide::table::TableId;
-use support::pipeline::{LIMIT, Rig, ended, stop};
+use support::pipeline::{LIMIT, Rig, ended, live, stop};
 use support::wait_until;
 
 async fn rig(tables: &[&str]) -> Rig {
@@ -51,6 +52,66 @@ async fn a_table_that_is_added_is_copied_and_no_other() {
     let before = copies(&rig, "b").await;
     let engine = rig.run(rig.config(&["a", "b"])).await;
     assert_eq!(copies(&rig, "b").await, before);
+    rig.equal("b").await;
+    stop(engine).await;
+}
+
+/// Given up, it would leave a part of the documents under a table that is shown live.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_copy_of_an_added_table_is_not_given_up() {
+    let rig = rig(&["a", "b"]).await;
+    stop(rig.run(rig.config(&["a"])).await).await;
+    let mut config = rig.config(&["a", "b"]);
+    config.elasticsearch.batch_size_limit = 10;
+    let b = TableId::new("public", "b");
+    // The second start goes by what the ledger says.
+    for _ in 0..2 {
+        rig.hold_after(1, 1);
+        let engine = rig.start(config.clone());
+        rig.until_held().await;
+        wait_until("it is a first copy", LIMIT, || async { engine.status().tables[1].first_copy }).await;
+        let refusal = engine.control().send(Command::CancelResnapshot(b.clone())).await.unwrap_err();
+        assert!(refusal.contains("never been copied to its end"), "{refusal}");
+        stop(engine).await;
+        rig.store.clear_faults();
+    }
+    let engine = rig.run(config).await;
+    rig.equal("b").await;
+    assert!(!engine.status().tables[1].first_copy);
+    rig.hold(1);
+    engine.control().send(Command::Resnapshot(b.clone())).await.unwrap();
+    rig.until_held().await;
+    engine.control().send(Command::CancelResnapshot(b)).await.unwrap();
+    rig.store.clear_faults();
+    wait_until("it is given up", LIMIT, || async {
+        let table = &engine.status().tables[1];
+        !table.resnapshot && table.state == TableState::Live
+    })
+    .await;
+    rig.equal("b").await;
+    stop(engine).await;
+}
+
+/// What fails for good is said, and is not called live; the next start tries it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_fails_for_good() {
+    let rig = rig(&["a", "b"]).await;
+    stop(rig.run(rig.config(&["a"])).await).await;
+    let mut config = rig.config(&["a", "b"]);
+    config.cdc.snapshot.query_condition = Some("1 / (id - 7) < 5".to_owned());
+    let engine = rig.start(config);
+    wait_until("it has failed", LIMIT, || async { engine.status().tables[1].state == TableState::Failed }).await;
+    rig.sql("UPDATE a SET title = 'streamed'").await;
+    rig.equal("a").await;
+    let status = engine.status();
+    let problem = status.tables[1].problem.clone().expect("it says why");
+    assert!(problem.message.contains("division by zero"), "{problem:?}");
+    assert_eq!((status.phase, status.tables[0].state), (Phase::Streaming, TableState::Live));
+    assert_eq!((status.tables[1].state, status.tables[1].resnapshot), (TableState::Failed, false));
+    assert!(engine.live().now_or_never().is_none(), "it is live without documents of b");
+    stop(engine).await;
+    let engine = rig.start(rig.config(&["a", "b"]));
+    live(&engine).await;
     rig.equal("b").await;
     stop(engine).await;
 }

@@ -126,7 +126,9 @@ fn table_status(
     let chunks = table.chunks();
     let (done, count) = (chunks.done(), chunks.len());
     let mut state = table.state();
-    if table.paused.load(Relaxed) && matches!(state, TableState::Queued | TableState::Copying) {
+    let waits = table.resnapshot.load(Relaxed) && state != TableState::Failed;
+    let copies = matches!(state, TableState::Queued | TableState::Copying | TableState::Retrying);
+    if table.paused.load(Relaxed) && (copies || waits) {
         state = TableState::Paused;
     }
     let rows_done = table.rows_done.load(Relaxed);
@@ -163,6 +165,7 @@ fn table_status(
         deletes: table.deletes.load(Relaxed),
         truncates: table.truncates.load(Relaxed),
         resnapshot: table.resnapshot.load(Relaxed),
+        first_copy: table.first_copy.load(Relaxed),
         resnapshots_ended: table.resnapshots_ended.load(Relaxed),
         problem: table.problem(),
     }

@@ -18,7 +18,8 @@ pub enum Command {
     ResumeTable(TableId),
     /// Copy one table again while the stream goes on, then remove the documents whose rows are gone.
     Resnapshot(TableId),
-    /// Give up a running resnapshot; documents stay as they are, all of them valid.
+    /// Give up a resnapshot that runs or waits; documents stay as they are, all of them valid. Refused for the first copy of a
+    /// table, without which documents would be missing.
     CancelResnapshot(TableId),
     /// Stop and acknowledge what is answered for; the next start goes on.
     Stop,

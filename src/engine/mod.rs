@@ -17,7 +17,9 @@
 mod collect;
 mod control;
 mod monitor;
+mod obey;
 mod pipeline;
+mod resnapshots;
 mod schema;
 mod shared;
 mod source;

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::control::{Answer, Command, Commands};
+use super::control::{Command, Commands};
 use super::monitor;
+use super::obey::answer;
+use super::resnapshots::{resnapshots, take_back};
 use super::schema::Schema;
 use super::shared::{Liveness, Shared};
 use super::source::{self, copy_again};
@@ -26,7 +28,6 @@ use crate::snapshot::{self, Ledger};
 use crate::status::{Level, Phase, TableState};
 use crate::stream;
 use crate::table::TableId;
-use crate::telemetry::lock;
 
 /// The longest wait between two attempts.
 const BACKOFF: Duration = Duration::from_secs(15);
@@ -36,8 +37,6 @@ const POLITE: Duration = Duration::from_millis(500);
 /// How long a start waits for a slot that another process still holds, before it fails for good when nobody
 /// looks at a screen: a killed predecessor's connection takes a moment to be noticed.
 const HELD: Duration = Duration::from_secs(15);
-/// Attempts of a resnapshot that something passing is in the way of.
-const AGAIN: u32 = 5;
 
 /// Runs the pipeline and answers commands until it is stopped, is done, or needs an operator.
 pub(super) async fn supervise(shared: Arc<Shared>, mut commands: Commands) -> Result<(), Problem> {
@@ -49,14 +48,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, mut commands: Commands) -> Re
             ended = &mut pipeline => break ended.unwrap_or_else(|panic| {
                 Err(Problem::new(ProblemKind::Internal, format!("the pipeline died: {panic}"), "Report this; the next start goes on."))
             }),
-            Some((command, reply)) = commands.recv() => {
-                let answer = obey(&shared, &command);
-                if let Err(refusal) = &answer {
-                    tracing::info!(?command, refusal, "command refused");
-                }
-                // Who asked may have gone.
-                let _ = reply.send(answer);
-            }
+            Some((command, reply)) = commands.recv() => answer(&shared, command, reply),
         }
     };
     match outcome {
@@ -75,97 +67,16 @@ pub(super) async fn supervise(shared: Arc<Shared>, mut commands: Commands) -> Re
                 tokio::select! {
                     () = stop.cancelled() => {}
                     Some((command, reply)) = commands.recv() => {
-                        let answer = match command {
-                            Command::Stop => obey(&shared, &command),
-                            _ => Err(format!("the pipeline has failed: {}", problem.message)),
-                        };
-                        let _ = reply.send(answer);
+                        if command == Command::Stop {
+                            answer(&shared, command, reply);
+                        } else {
+                            let _ = reply.send(Err(format!("the pipeline has failed: {}", problem.message)));
+                        }
                     }
                 }
             }
             sampler.abort();
             Err(problem)
-        }
-    }
-}
-
-fn obey(shared: &Shared, command: &Command) -> Answer {
-    if shared.options.read_only && *command != Command::Stop {
-        return Err("this pipeline is read-only".to_owned());
-    }
-    if shared.phase() == Phase::Standby && *command != Command::Stop {
-        let paused = shared.gate.is_closed();
-        if !(paused && *command == Command::Resume) {
-            let leader = lock(&shared.standby).as_ref().map(|standby| standby.leader.clone());
-            let leader = leader.unwrap_or_else(|| "another process".to_owned());
-            return Err(format!("this process stands by: {leader} leads, and takes commands"));
-        }
-    }
-    let table = |id: &TableId| {
-        let found = shared.counters.tables.iter().position(|table| table.table == *id);
-        found.ok_or_else(|| format!("there is no table {id} in this pipeline"))
-    };
-    match command {
-        Command::Pause => {
-            if shared.stop.is_cancelled() {
-                return Err("the pipeline is stopping".to_owned());
-            }
-            if !shared.gate.is_closed() {
-                shared.pause();
-                shared.counters.notice(Level::Warn, "pause asked for by the operator; the slot keeps WAL meanwhile");
-            }
-            Ok(())
-        }
-        Command::Resume => {
-            if !shared.gate.is_closed() {
-                return Err("the pipeline is not paused".to_owned());
-            }
-            shared.resume();
-            shared.counters.notice(Level::Info, "resumed by the operator");
-            Ok(())
-        }
-        Command::PauseTable(id) => {
-            let counters = &shared.counters.tables[table(id)?];
-            if !matches!(counters.state(), TableState::Queued | TableState::Copying | TableState::Retrying) {
-                return Err(format!(
-                    "{id} is not being copied; its changes come with everyone's stream, which p pauses"
-                ));
-            }
-            counters.paused.store(true, Relaxed);
-            shared.counters.notice(Level::Info, format!("{id}: copy held by the operator"));
-            Ok(())
-        }
-        Command::ResumeTable(id) => {
-            let counters = &shared.counters.tables[table(id)?];
-            if !counters.paused.swap(false, Relaxed) {
-                return Err(format!("{id} is not paused"));
-            }
-            shared.counters.notice(Level::Info, format!("{id}: copy goes on"));
-            Ok(())
-        }
-        Command::Resnapshot(id) => {
-            let number = table(id)?;
-            if !matches!(shared.phase(), Phase::CatchUp | Phase::Streaming) {
-                return Err(format!("{id} can be copied again once the first copy is done and the stream runs"));
-            }
-            if shared.counters.tables[number].resnapshot.swap(true, Relaxed) {
-                return Err(format!("{id} is already being copied again"));
-            }
-            shared.counters.notice(Level::Info, format!("{id}: resnapshot asked for by the operator"));
-            shared.resnapshots.want(number);
-            Ok(())
-        }
-        Command::CancelResnapshot(id) => {
-            let number = table(id)?;
-            if shared.resnapshots.cancel(number) {
-                return Ok(());
-            }
-            shared.cancel_resnapshot(number).then_some(()).ok_or_else(|| format!("{id} is not being copied again"))
-        }
-        Command::Stop => {
-            shared.stop.cancel();
-            shared.set_phase(Phase::Stopping, None);
-            Ok(())
         }
     }
 }
@@ -217,10 +128,8 @@ async fn stopped_while_connecting(shared: &Shared, stop: &CancellationToken) {
     }
 }
 
-/// One life of the connections: looks, copies what is to be copied, streams.
+/// One life of the connections: looks, leads as soon as nobody else does, works.
 async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), Problem> {
-    let config = &shared.options.config;
-    let (cdc, mode) = (&config.cdc, config.mode());
     if !shared.ever_ready() && shared.phase() != Phase::Degraded {
         // What stands in the way is shown until it is seen to be gone.
         shared.set_phase(Phase::Connecting, None);
@@ -228,7 +137,35 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
     shared.counters.acknowledged_lsn.store(0, Relaxed);
     let info = shared.sink.client().info().await?;
     shared.set_sink(info);
-    let Some(Lead { ledger, client, server, mut slot }) = lead(shared, stop).await? else { return Ok(()) };
+    let Some(lead) = lead(shared, stop).await? else { return Ok(()) };
+    let ledger = Arc::clone(&lead.ledger);
+    tokio::select! {
+        outcome = work(shared, stop, lead) => outcome,
+        never = say_paused(shared, &ledger) => match never {},
+    }
+}
+
+/// Tells the processes that stand by whether the operator has paused this one.
+async fn say_paused(shared: &Shared, ledger: &Ledger) -> std::convert::Infallible {
+    let (mut closed, mut said) = (shared.gate.watch(), false);
+    loop {
+        // The gate lives as long as the pipeline.
+        let _ = closed.wait_for(|closed| *closed != said).await;
+        match ledger.say_paused(!said).await {
+            Ok(()) => said = !said,
+            Err(problem) => {
+                tracing::debug!(%problem, "the others are not told of the pause");
+                tokio::time::sleep(POLITE).await;
+            }
+        }
+    }
+}
+
+/// What the process that leads does: copies what is to be copied, streams.
+async fn work(shared: &Arc<Shared>, stop: &CancellationToken, lead: Lead) -> Result<(), Problem> {
+    let Lead { ledger, client, server, mut slot } = lead;
+    let config = &shared.options.config;
+    let (cdc, mode) = (&config.cdc, config.mode());
     let slot_name = cdc.slot.name.as_str();
     let names: Vec<TableId> = shared.mappings.iter().map(|mapping| mapping.table.clone()).collect();
     source::unchanged(shared, &server, slot.as_ref(), &ledger).await?;
@@ -293,7 +230,6 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         };
         shared.copy_ended();
         outcome?;
-        shared.fresh_copy_done();
         tracing::info!(seconds = began.elapsed().as_secs_f64(), "snapshot completed successfully");
     }
     if mode == Mode::SnapshotOnly {
@@ -309,18 +245,24 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
     }
     shared.resnapshots.keep_in(&ledger);
     let mut schema = Schema::new(shared, &ledger, &client, server.version);
+    take_back(shared, &ledger).await;
+    let remembered = ledger.remembered().await?;
     for (mapping, counters) in shared.mappings.iter().zip(&shared.counters.tables) {
         if !matches!(counters.state(), TableState::Live) {
             counters.set_state(TableState::CatchUp);
         }
         // What a crash or a lost connection cut short, begun or not.
         let wanted = counters.resnapshot.load(Relaxed) || ledger.has_pending(&mapping.table).await?;
+        let copied = remembered.get(&mapping.table).is_some_and(|remembered| remembered.seen.is_some());
+        counters.first_copy.store(wanted && !copied, Relaxed);
         counters.resnapshot.store(wanted, Relaxed);
         if wanted {
-            shared.resnapshots.want(mapping.number);
+            counters.set_problem(None);
+            shared.resnapshots.want(mapping, None).await?;
+        } else if shared.resnapshots.lacks(mapping.number).is_some() {
+            shared.settle(mapping.number);
         }
     }
-    shared.resnapshot_runs(None);
     schema.at_start().await?;
     let target = current_position(&client).await?;
     // Whoever streamed before, documents hold nothing that was committed later.
@@ -354,11 +296,14 @@ async fn attempt(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), P
         problem = ledger.lost() => {
             shared.set_trouble(problem.clone(), 1);
             ending.cancel();
-            streaming.await.and(Err(problem))
+            // Whatever it ends of is a consequence: without the lease nothing can be sent any more.
+            let _ = streaming.await;
+            Err(problem)
         }
         problem = watching => {
             ending.cancel();
-            streaming.await.and(Err(problem))
+            let _ = streaming.await;
+            Err(problem)
         }
         Some(problem) = slot_lost.recv() => {
             ending.cancel();
@@ -404,6 +349,7 @@ async fn lead(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<Option<L
             return free(config, Lead { ledger, client, server, slot }).map(Some);
         }
         let ledger = Ledger::open(cdc, &config.job(), &shared.instance, shared.sink.lease()).await?;
+        shared.looks_at(&ledger).await?;
         if ledger.try_lock().await? {
             return free(config, Lead { ledger, client, server, slot }).map(Some);
         }
@@ -481,11 +427,12 @@ fn has_streamed(shared: &Shared) -> bool {
 /// Whether there is something to copy before the stream.
 async fn to_copy(shared: &Shared, ledger: &Ledger) -> Result<bool, Problem> {
     let config = &shared.options.config;
-    if config.cdc.snapshot.resnapshot && !shared.fresh_copy_was_done() {
+    let job = ledger.job().await?;
+    if shared.wants_fresh_copy(job.as_ref()) {
         ledger.reopen_job().await?;
         return Ok(true);
     }
-    let Some(job) = ledger.job().await? else { return Ok(true) };
+    let Some(job) = job else { return Ok(true) };
     if !job.completed {
         return Ok(true);
     }
@@ -534,86 +481,4 @@ pub(super) fn copied_tables(config: &Config, tables: &[Arc<TableMapping>]) -> Ve
 async fn current_position(client: &tokio_postgres::Client) -> Result<Lsn, Problem> {
     let row = client.query_one("SELECT pg_catalog.pg_current_wal_lsn()::text", &[]).await?;
     Ok(row.get::<_, String>(0).parse().unwrap_or_default())
-}
-
-/// A resnapshot is given up by the operator. The documents are valid as they are.
-async fn given_up(shared: &Shared, ledger: &Ledger, mapping: &TableMapping) {
-    if let Err(problem) = ledger.withdraw(&mapping.table).await {
-        tracing::warn!("{problem}");
-    }
-    shared.counters.notice(
-        Level::Info,
-        format!("{}: resnapshot given up by the operator; what it was to mend is as it was", mapping.table),
-    );
-}
-
-/// Copies tables again as they are asked for, one at a time. Ends never; dropped when the stream ends.
-async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> std::convert::Infallible {
-    let mut attempts = 0;
-    loop {
-        for mapping in shared.mappings.iter().filter(|mapping| shared.resnapshots.cancelled(mapping.number)) {
-            given_up(shared, ledger, mapping).await;
-            resnapshot_ended(shared, mapping.number);
-        }
-        let next = shared.mappings.iter().find(|mapping| shared.resnapshots.take_wish(mapping.number));
-        let Some(mapping) = next else {
-            shared.resnapshots.wished().await;
-            continue;
-        };
-        let number = mapping.number;
-        let counters = &shared.counters.tables[number];
-        let stop = CancellationToken::new();
-        shared.resnapshot_runs(Some((number, stop.clone())));
-        shared.copy_begins();
-        let outcome = snapshot::again(&shared.snapshot_context(&stop), ledger, mapping, &stop).await;
-        shared.copy_ended();
-        shared.resnapshot_runs(None);
-        match outcome {
-            Ok(snapshot::Ended::Copied) => attempts = 0,
-            Ok(snapshot::Ended::Released) => {
-                shared.resnapshots.want(number);
-                continue;
-            }
-            Err(_) if stop.is_cancelled() => {
-                given_up(shared, ledger, mapping).await;
-            }
-            Err(problem) if problem.transient && attempts < AGAIN => {
-                attempts += 1;
-                counters.set_state(TableState::Retrying);
-                counters.attempts.store(attempts, Relaxed);
-                shared.counters.notice(Level::Warn, format!("{}: {}; trying again", mapping.table, problem.message));
-                counters.set_problem(Some(problem));
-                tokio::time::sleep(Duration::from_secs(1) * attempts).await;
-                shared.resnapshots.want(number);
-                continue;
-            }
-            Err(problem) => {
-                attempts = 0;
-                shared.counters.notice(
-                    Level::Error,
-                    format!(
-                        "{}: resnapshot failed: {}. {} The next start tries it again",
-                        mapping.table, problem.message, problem.hint
-                    ),
-                );
-                resnapshot_ended(shared, number);
-                counters.set_problem(Some(problem));
-                counters.set_state(TableState::Live);
-                continue;
-            }
-        }
-        resnapshot_ended(shared, number);
-        counters.set_problem(None);
-        counters.attempts.store(0, Relaxed);
-        counters.set_state(TableState::Live);
-    }
-}
-
-/// One that was asked for meanwhile is still to come.
-fn resnapshot_ended(shared: &Shared, number: usize) {
-    let counters = &shared.counters.tables[number];
-    counters.end_resnapshot();
-    if shared.resnapshots.is_wanted(number) {
-        counters.resnapshot.store(true, Relaxed);
-    }
 }

@@ -16,7 +16,7 @@ use crate::mapping::TableMapping;
 use crate::postgres::definition::{self, Definition, Seen};
 use crate::problem::{Problem, ProblemKind};
 use crate::snapshot::{Ledger, Remembered};
-use crate::status::{Level, Phase, TableState};
+use crate::status::{Level, TableState};
 use crate::table::{TableId, quote_identifier};
 
 /// A difference is acted on once so many looks in a row have found the same: one copy for a burst of ALTER TABLE.
@@ -126,6 +126,10 @@ impl<'a> Schema<'a> {
             return Ok(());
         }
         let Some(then) = then else {
+            if self.shared.counters.tables[number].first_copy.load(Relaxed) {
+                // It has failed, and is still to be made.
+                return Ok(());
+            }
             // Taken over from somebody who wrote nothing of it down.
             return self.ledger.define(&id, &now).await;
         };
@@ -198,7 +202,7 @@ impl<'a> Schema<'a> {
         }
         counters.notice(Level::Warn, format!("{}: {reason}; it is copied again", mapping.table));
         counters.tables[number].resnapshot.store(true, Relaxed);
-        self.shared.resnapshots.want_surely(mapping).await
+        self.shared.resnapshots.want(mapping, Some(reason)).await
     }
 
     /// The documents of this table are those of a copy, to be made again when they are outdated.
@@ -225,9 +229,7 @@ impl<'a> Schema<'a> {
                 (watched.differs, watched.asked) = (None, None);
             }
             None if watched.trouble.take().is_some() => {
-                table.set_problem(None);
-                let catching_up = self.shared.phase() == Phase::CatchUp;
-                table.set_state(if catching_up { TableState::CatchUp } else { TableState::Live });
+                self.shared.settle(number);
                 counters.notice(Level::Info, format!("{}: its changes are streamed again", table.table));
             }
             None => {}

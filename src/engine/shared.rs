@@ -1,7 +1,7 @@
 //! What the supervisor, its tasks and the status share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -16,9 +16,9 @@ use crate::postgres::preflight::Server;
 use crate::postgres::slot::SlotInfo;
 use crate::problem::Problem;
 use crate::sink::{ServerInfo, Sink};
-use crate::snapshot::{Context, Resnapshots};
+use crate::snapshot::{Context, Job, Ledger, Resnapshots};
 use crate::status::{Micros, Phase, Standby, TableState};
-use crate::telemetry::{Counters, lock, now};
+use crate::telemetry::{Counters, TableCounters, lock, now};
 
 /// Phase, and what stands in its way.
 #[derive(Clone, Debug, Default)]
@@ -76,8 +76,8 @@ pub(super) struct Shared {
     ready: AtomicBool,
     ever_ready: AtomicBool,
     stood_by: AtomicBool,
-    fresh_copy_done: AtomicBool,
-    resnapshot: Mutex<Option<(usize, CancellationToken)>>,
+    /// When this process first looked at the ledger, by the server's clock.
+    since: OnceLock<String>,
 }
 
 impl Shared {
@@ -109,8 +109,7 @@ impl Shared {
             ready: AtomicBool::new(false),
             ever_ready: AtomicBool::new(false),
             stood_by: AtomicBool::new(false),
-            fresh_copy_done: AtomicBool::new(false),
-            resnapshot: Mutex::new(None),
+            since: OnceLock::new(),
             options,
         }
     }
@@ -203,13 +202,19 @@ impl Shared {
         self.ever_ready.load(Relaxed) || self.stood_by.load(Relaxed)
     }
 
-    /// The copy that `snapshot.resnapshot` asks for has been made; a reconnection does not make it again.
-    pub(super) fn fresh_copy_done(&self) {
-        self.fresh_copy_done.store(true, Relaxed);
+    /// Notes when this process first looked at the ledger.
+    pub(super) async fn looks_at(&self, ledger: &Ledger) -> Result<(), Problem> {
+        if self.since.get().is_none() {
+            let _ = self.since.set(ledger.now().await?);
+        }
+        Ok(())
     }
 
-    pub(super) fn fresh_copy_was_done(&self) -> bool {
-        self.fresh_copy_done.load(Relaxed)
+    /// The copy that `snapshot.resnapshot` asks for is still to begin. One that any process has begun since the start of this
+    /// one will do: whatever cuts it short, it is gone on with.
+    pub(super) fn wants_fresh_copy(&self, job: Option<&Job>) -> bool {
+        let begun = |job: &Job| job.ours && self.since.get().is_some_and(|since| job.started_at > *since);
+        self.options.config.cdc.snapshot.resnapshot && !job.is_some_and(begun)
     }
 
     /// The backlog is empty once everything before `target` is confirmed.
@@ -231,9 +236,9 @@ impl Shared {
                 self.set_phase(Phase::Streaming, None);
             }
         }
-        // A table that is being copied again is not live, and one that waits for that is not either.
-        if self.phase() == Phase::Streaming && !self.counters.tables.iter().any(|table| table.resnapshot.load(Relaxed))
-        {
+        // A table that is being copied again is not live, and one that waits for that, or has failed, is not either.
+        let lacks = |table: &TableCounters| table.resnapshot.load(Relaxed) || table.state() == TableState::Failed;
+        if self.phase() == Phase::Streaming && !self.counters.tables.iter().any(lacks) {
             self.live.send_if_modified(|live| match live {
                 Liveness::NotYet => {
                     *live = Liveness::Live;
@@ -242,6 +247,17 @@ impl Shared {
                 _ => false,
             });
         }
+    }
+
+    /// Says of a table, no copy of which runs, whether its documents follow the stream, or what they lack.
+    pub(super) fn settle(&self, table: usize) {
+        let (counters, lacks) = (&self.counters.tables[table], self.resnapshots.lacks(table));
+        counters.set_state(match (&lacks, self.phase()) {
+            (Some(_), _) => TableState::Failed,
+            (None, Phase::Streaming) => TableState::Live,
+            (None, _) => TableState::CatchUp,
+        });
+        counters.set_problem(lacks);
     }
 
     pub(super) fn copy_begins(&self) {
@@ -256,20 +272,6 @@ impl Shared {
         let mut copy = lock(&self.copy);
         if let Some(began) = copy.began.take() {
             copy.seconds = began.elapsed().as_secs_f64();
-        }
-    }
-
-    pub(super) fn resnapshot_runs(&self, running: Option<(usize, CancellationToken)>) {
-        *lock(&self.resnapshot) = running;
-    }
-
-    pub(super) fn cancel_resnapshot(&self, table: usize) -> bool {
-        match &*lock(&self.resnapshot) {
-            Some((running, stop)) if *running == table => {
-                stop.cancel();
-                true
-            }
-            _ => false,
         }
     }
 

@@ -36,11 +36,10 @@ pub(super) async fn unchanged(
     if lock(&shared.worked_with).as_ref().is_some_and(|id| *id != server.system_id) {
         return Err(another(shared));
     }
-    let copies = mode == Mode::Initial && config.cdc.snapshot.resnapshot && !shared.fresh_copy_was_done();
-    if mode == Mode::SnapshotOnly || copies {
+    let (job, position) = (ledger.job().await?, ledger.position().await?);
+    if mode == Mode::SnapshotOnly || mode == Mode::Initial && shared.wants_fresh_copy(job.as_ref()) {
         return Ok(());
     }
-    let (job, position) = (ledger.job().await?, ledger.position().await?);
     let streamed = *lock(&shared.streamed_on);
     let completed = job.as_ref().is_some_and(|job| job.completed);
     // What was not copied to its end is copied from its beginning, where it cannot be gone on with.

@@ -40,13 +40,16 @@ pub(super) async fn stand_by(
     ledger: &Arc<Ledger>,
     stop: &CancellationToken,
 ) -> Result<Over, Problem> {
-    // Who leads meanwhile knows how far documents are.
+    // Who leads meanwhile knows how far documents are, and what is held.
     shared.stream_on(None);
+    for table in &shared.counters.tables {
+        table.paused.store(false, Relaxed);
+    }
     let mut follower = Follower {
         shared,
         ledger,
-        since: ledger.now().await?,
         leader: None,
+        held: Vec::new(),
         plan: None,
         progress: Progress::default(),
         help: None,
@@ -65,9 +68,9 @@ pub(super) async fn stand_by(
 struct Follower<'a> {
     shared: &'a Arc<Shared>,
     ledger: &'a Arc<Ledger>,
-    /// Since when by the server's clock.
-    since: String,
     leader: Option<Leader>,
+    /// Tables whose copy its operator holds.
+    held: Vec<String>,
     /// The job that the figures belong to, and the newest chunk of its plan.
     plan: Option<(Option<Job>, Option<i32>)>,
     progress: Progress,
@@ -96,12 +99,8 @@ impl Follower<'_> {
                 return Ok(Over::Leads);
             }
             let job = self.ledger.job().await?;
-            // A copy that somebody began since is the one that `snapshot.resnapshot` asks for.
-            if job.as_ref().is_some_and(|job| job.started_at > self.since) {
-                self.shared.fresh_copy_done();
-            }
             let config = &self.shared.options.config;
-            let wants_a_fresh_one = config.cdc.snapshot.resnapshot && !self.shared.fresh_copy_was_done();
+            let wants_a_fresh_one = self.shared.wants_fresh_copy(job.as_ref());
             let completed = job.as_ref().is_some_and(|job| job.completed);
             self.look_at_leader().await?;
             self.look_at_copy(job).await?;
@@ -169,12 +168,16 @@ impl Follower<'_> {
         self.progress.look(self.ledger, &shared.counters).await?;
         let job = self.plan.as_ref().and_then(|(job, _)| job.as_ref());
         let copies = shared.options.config.mode() != Mode::Never;
+        let copied = copied_tables(&shared.options.config, &shared.mappings);
         let runs = job.is_some_and(|job| !job.completed);
         for counters in &shared.counters.tables {
             let chunks = counters.chunks();
             let begun = chunks.states().any(|state| state != ChunkState::Pending);
+            // One without a chunk is not in the leader's configuration: nobody streams it.
+            let unknown = chunks.is_empty() && copies && copied.iter().any(|mapping| mapping.table == counters.table);
             counters.set_state(match (chunks.done() == chunks.len(), begun) {
-                (true, _) if !runs && (job.is_some() || !copies) => TableState::Standby,
+                (true, _) if !runs && !unknown && (job.is_some() || !copies) => TableState::Standby,
+                (false, _) if self.held.contains(&counters.table.to_string()) => TableState::Paused,
                 (_, true) => TableState::Copying,
                 (_, false) => TableState::Queued,
             });
@@ -190,6 +193,7 @@ impl Follower<'_> {
     /// Begins to help with what is offered, tells what has changed, and sees when that ends.
     async fn help_out(&mut self) -> Result<(), Problem> {
         let offered = self.ledger.offered().await?;
+        self.held = offered.as_ref().map(|offered| offered.held.clone()).unwrap_or_default();
         if self.help.as_ref().is_some_and(|help| help.task.is_finished()) {
             self.helped().await;
         }
@@ -256,7 +260,6 @@ impl Follower<'_> {
         stop.cancel();
         // It ends with what is cancelled, or with the ledger's connection.
         let _ = task.await;
-        self.shared.counters.workers.store(0, Relaxed);
     }
 
     fn show(&self) {
@@ -267,6 +270,8 @@ impl Follower<'_> {
             silent: leader.and_then(|leader| leader.silent).is_some_and(|silent| silent > timeout),
             helps: self.help.is_some(),
             idle: self.done_with.as_ref().and_then(|(_, why, _)| why.clone()),
+            paused: leader.is_some_and(|leader| leader.paused),
+            held: self.held.clone(),
         });
         self.shared.set_phase(Phase::Standby, None);
     }

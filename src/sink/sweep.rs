@@ -13,6 +13,7 @@ use super::deliver::Sink;
 use super::error::SinkError;
 use super::stats::TroubleGuard;
 use crate::broken::{Rule, broken};
+use crate::gate::Gate;
 
 /// Documents in a page.
 const PAGE: u32 = 5000;
@@ -141,7 +142,7 @@ impl Sink {
     /// Removes every document of `index` whose external version is below `below`, unless `keep` says otherwise of its
     /// id. The deletes are made at version `at`, so a document written at `at` or above meanwhile stays.
     /// Nothing is removed where there is no such index. Does again what failed until it works,
-    /// visible in [`Sink::stats`].
+    /// visible in [`Sink::stats`]. Waits at `gate` between two requests.
     ///
     /// # Errors
     /// [`SinkError::Stopped`] when `stop` is cancelled, and a search that Elasticsearch does not understand
@@ -152,8 +153,11 @@ impl Sink {
         below: u64,
         at: u64,
         keep: impl Fn(&str) -> bool,
+        gate: &Gate,
         stop: &CancellationToken,
     ) -> Result<Swept, SinkError> {
+        let mut pass = gate.enter();
+        stop.run_until_cancelled(pass.wait()).await;
         if !self.refresh(index, stop).await? {
             return Ok(Swept::default());
         }
@@ -162,6 +166,8 @@ impl Sink {
         loop {
             let mut scan = self.scan(index, false);
             loop {
+                // Cancelled, the next request says so.
+                stop.run_until_cancelled(pass.wait()).await;
                 let hits = match scan.page(stop).await {
                     Ok(Ok(Some(hits))) => hits,
                     Ok(Ok(None)) => return Ok(swept),
@@ -178,6 +184,7 @@ impl Sink {
                     body.delete_routed(&hit.index, &hit.id, hit.routing.as_deref(), at);
                 }
                 if !body.is_empty() {
+                    stop.run_until_cancelled(pass.wait()).await;
                     match self.deliver(body, stop).await {
                         Ok(delivered) => swept.removed += delivered.ok,
                         Err(error) => {

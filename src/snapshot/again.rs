@@ -27,25 +27,20 @@ const LOOK: Duration = Duration::from_millis(50);
 /// ([`DeleteSet`]); the snapshot of a temporary slot is exact against the stream of any other slot.
 /// A crash leaves the wish in the ledger, and the next start copies it again.
 ///
+/// `wish`: the number of the wish in the ledger, which stays until the sweep has ended.
+///
 /// # Errors
 /// PostgreSQL fails, or `stop` is cancelled: the documents are all valid then, and nothing is removed.
 pub async fn again(
     context: &Context,
     ledger: &Arc<Ledger>,
     table: &Arc<TableMapping>,
+    wish: i32,
     stop: &CancellationToken,
 ) -> Result<Ended, Problem> {
-    let number = table.number;
-    let deletes = context.resnapshots.begin(number);
-    let outcome = again_recorded(context, ledger, table, &deletes, stop).await;
-    context.resnapshots.end(number);
-    if let Ok(Ended::Released) = outcome {
-        let held = [number];
-        tokio::select! {
-            () = context.resumed(&held) => {}
-            () = stop.cancelled() => return Err(copy::stopped()),
-        }
-    }
+    let deletes = context.resnapshots.begin(table.number);
+    let outcome = again_recorded(context, ledger, table, &deletes, (wish, stop)).await;
+    context.resnapshots.end(table.number);
     outcome
 }
 
@@ -54,10 +49,8 @@ async fn again_recorded(
     ledger: &Arc<Ledger>,
     mapping: &Arc<TableMapping>,
     deletes: &Arc<DeleteSet>,
-    stop: &CancellationToken,
+    (wish, stop): (i32, &CancellationToken),
 ) -> Result<Ended, Problem> {
-    // Until the sweep has ended: whatever cuts this short, it is done again from its beginning.
-    let wish = ledger.want(&mapping.table).await?;
     stream_anew(context, mapping, stop).await?;
     let temporary = temporary_slot();
     let origin = Origin::TemporarySlot(&temporary);
@@ -132,6 +125,7 @@ async fn redo_deletes(
     version: u64,
 ) -> Result<(), Problem> {
     let limit = context.config.elasticsearch.batch_size_limit;
+    let mut pass = context.gate.enter();
     for batch in deletes.since(version).chunks(limit.max(1)) {
         let mut body = Body::with_capacity(batch.len() * 96);
         for (id, at) in batch {
@@ -142,6 +136,7 @@ async fn redo_deletes(
                 body.action(&mapping.target, &action, version).map_err(unwritable)?;
             }
         }
+        pass.wait().await;
         context.sink.deliver(body, &CancellationToken::new()).await?;
     }
     Ok(())

@@ -7,8 +7,8 @@
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::time::{Instant, SystemTime};
 
 use futures_util::StreamExt;
@@ -99,7 +99,8 @@ impl Copying {
         // nobody waits for the copy any more.
         let give_up = if self.deletes.is_some() { CancellationToken::new() } else { stop.clone() };
         let _give_up = give_up.clone().drop_guard();
-        self.counters.workers.store(u32::try_from(workers).unwrap_or(u32::MAX), Relaxed);
+        let workers = u32::try_from(workers).unwrap_or(u32::MAX);
+        let _workers = Counted::new(&self.counters.workers, workers);
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..workers {
             let worker = Worker::new(Arc::clone(&self), stop.clone(), give_up.clone());
@@ -121,7 +122,6 @@ impl Copying {
                 }
             }
         }
-        self.counters.active_workers.store(0, Relaxed);
         problem.map_or(Ok(copied), Err)
     }
 
@@ -157,6 +157,22 @@ impl Copying {
         }
         let held = |table: &&CopyTable| self.counters.tables[table.mapping.number].paused.load(Relaxed);
         self.tables.values().filter(held).map(|table| table.mapping.table.to_string()).collect()
+    }
+}
+
+/// What counts for as long as this lives: a task that copies may be dropped wherever it waits.
+struct Counted<'a>(&'a AtomicU32, u32);
+
+impl<'a> Counted<'a> {
+    fn new(figure: &'a AtomicU32, by: u32) -> Self {
+        figure.fetch_add(by, Relaxed);
+        Self(figure, by)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Relaxed);
     }
 }
 
@@ -237,10 +253,8 @@ impl Worker {
             if std::mem::take(&mut waits) {
                 copying.waiting.fetch_sub(1, SeqCst);
             }
-            self.copying.counters.active_workers.fetch_add(1, Relaxed);
-            let done = self.chunk(&client, chunk, &mut splitter, &mut pass).await;
-            self.copying.counters.active_workers.fetch_sub(1, Relaxed);
-            done?;
+            let _active = Counted::new(&copying.counters.active_workers, 1);
+            self.chunk(&client, chunk, &mut splitter, &mut pass).await?;
         }
         if self.stop.is_cancelled() {
             return Err(stopped());

@@ -7,17 +7,11 @@
 //! has a higher version and stays.
 
 use std::collections::HashMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
 
-use tokio::sync::{Notify, watch};
-
-use super::ledger::Ledger;
 use crate::broken::{Rule, broken};
 use crate::change::{Action, ActionBody};
-use crate::lsn::Lsn;
-use crate::mapping::TableMapping;
-use crate::problem::{Problem, ProblemKind};
 use crate::telemetry::lock;
 
 /// Bytes of ids that the set may hold. Beyond it the resnapshot is given up rather than the memory.
@@ -80,149 +74,6 @@ impl DeleteSet {
     #[must_use]
     pub fn since(&self, version: u64) -> Vec<(Box<[u8]>, u64)> {
         lock(&self.ids).versions.iter().filter(|&(_, &at)| at >= version).map(|(id, &at)| (id.clone(), at)).collect()
-    }
-}
-
-/// The resnapshots that run or are wanted, by the table's number: where the stream and the copies meet.
-#[derive(Debug, Default)]
-pub struct Resnapshots {
-    tables: Vec<Slot>,
-    changed: Notify,
-    /// Not held: the lock of this process ends with the ledger.
-    ledger: Mutex<Weak<Ledger>>,
-    beginning: watch::Sender<Beginning>,
-}
-
-/// Where the stream's connection began, and where a copy needs it to have begun.
-#[derive(Clone, Copy, Debug, Default)]
-struct Beginning {
-    is: Lsn,
-    wanted: Lsn,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    running: AtomicBool,
-    wanted: AtomicBool,
-    cancelled: AtomicBool,
-    set: Mutex<Option<Arc<DeleteSet>>>,
-}
-
-impl Resnapshots {
-    /// For so many tables; none runs.
-    #[must_use]
-    pub fn new(tables: usize) -> Self {
-        Self { tables: (0..tables).map(|_| Slot::default()).collect(), ..Self::default() }
-    }
-
-    /// Begins to record the deletes of a table. Before the snapshot is asked for: the stream may pass its position
-    /// while the slot is still being created.
-    pub fn begin(&self, table: usize) -> Arc<DeleteSet> {
-        let set = Arc::new(DeleteSet::default());
-        if let Some(slot) = self.tables.get(table) {
-            *lock(&slot.set) = Some(Arc::clone(&set));
-            slot.running.store(true, Ordering::SeqCst);
-        }
-        set
-    }
-
-    /// Ends the recording.
-    pub fn end(&self, table: usize) {
-        if let Some(slot) = self.tables.get(table) {
-            slot.running.store(false, Ordering::SeqCst);
-            *lock(&slot.set) = None;
-        }
-    }
-
-    /// The stream deletes the document `id` of a table at `version`.
-    #[inline]
-    pub fn deleted(&self, table: usize, id: &[u8], version: u64) {
-        let Some(slot) = self.tables.get(table) else { return };
-        if slot.running.load(Ordering::SeqCst)
-            && let Some(set) = lock(&slot.set).as_ref()
-        {
-            set.insert(id, version);
-        }
-    }
-
-    /// The stream's connection begins at this position of the slot.
-    pub fn stream_begins(&self, position: Lsn) {
-        self.beginning.send_modify(|beginning| beginning.is = position);
-    }
-
-    /// Makes the stream open a connection anew once it has passed `position`, and ends when it has. Cancel-safe.
-    pub async fn stream_beyond(&self, position: Lsn) {
-        self.beginning.send_modify(|beginning| beginning.wanted = beginning.wanted.max(position));
-        // The sender lives here.
-        let _ = self.beginning.subscribe().wait_for(|beginning| beginning.is >= position).await;
-    }
-
-    /// Ends when a stream that is confirmed up to `confirmed` has to open a connection anew. Cancel-safe.
-    pub async fn stream_anew(&self, confirmed: Lsn) {
-        let is_due = |beginning: &Beginning| beginning.is < beginning.wanted && beginning.wanted <= confirmed;
-        let _ = self.beginning.subscribe().wait_for(is_due).await;
-    }
-
-    /// Where wishes that must not be lost are kept.
-    pub fn keep_in(&self, ledger: &Arc<Ledger>) {
-        *lock(&self.ledger) = Arc::downgrade(ledger);
-    }
-
-    /// Asks for a resnapshot of a table; a crash after this returns does not lose the wish. For the stream: what it
-    /// acknowledges does not come again.
-    ///
-    /// # Errors
-    /// The ledger cannot be written.
-    pub async fn want_surely(&self, mapping: &TableMapping) -> Result<(), Problem> {
-        let ledger = lock(&self.ledger).upgrade();
-        let Some(ledger) = ledger else {
-            let lost = Problem::new(ProblemKind::Internal, "the ledger is closed", "It is opened again by itself.");
-            return Err(lost.transient());
-        };
-        ledger.want(&mapping.table).await?;
-        self.want(mapping.number);
-        Ok(())
-    }
-
-    /// Asks for a resnapshot of a table, until the process ends.
-    pub fn want(&self, table: usize) {
-        if let Some(slot) = self.tables.get(table) {
-            slot.wanted.store(true, Ordering::SeqCst);
-            self.changed.notify_one();
-        }
-    }
-
-    /// A resnapshot of the table was asked for and has not begun.
-    #[must_use]
-    pub fn is_wanted(&self, table: usize) -> bool {
-        self.tables.get(table).is_some_and(|slot| slot.wanted.load(Ordering::SeqCst))
-    }
-
-    /// Gives up the wish of a table that waits; true if there was one. [`cancelled`](Self::cancelled) has it then.
-    pub fn cancel(&self, table: usize) -> bool {
-        let waited = self.take_wish(table);
-        if waited && let Some(slot) = self.tables.get(table) {
-            slot.cancelled.store(true, Ordering::SeqCst);
-            self.changed.notify_one();
-        }
-        waited
-    }
-
-    /// The wish of a table was given up since this was asked last, and there is no other.
-    pub fn cancelled(&self, table: usize) -> bool {
-        self.tables
-            .get(table)
-            .is_some_and(|slot| slot.cancelled.swap(false, Ordering::SeqCst) && !slot.wanted.load(Ordering::SeqCst))
-    }
-
-    /// Takes the wish of one table; true if there was one.
-    pub fn take_wish(&self, table: usize) -> bool {
-        self.tables.get(table).is_some_and(|slot| slot.wanted.swap(false, Ordering::SeqCst))
-    }
-
-    /// Ends when a resnapshot was asked for since it last ended. Cancel-safe.
-    pub async fn wished(&self) {
-        self.changed.notified().await;
     }
 }
 

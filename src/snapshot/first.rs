@@ -144,6 +144,7 @@ pub async fn initial(
                 return Err(copy::foreign(&table.mapping.index, latest));
             }
         } else {
+            let _pass = context.pass().await?;
             context.sink.client().refresh(&table.mapping.index).await?;
         }
         remember_index(context, ledger, &table.mapping).await?;
@@ -159,6 +160,7 @@ pub async fn initial(
     for table in tables {
         let counters = &context.counters.tables[table.mapping.number];
         settle_total(context, table);
+        counters.paused.store(false, Relaxed);
         counters.set_state(if streams { TableState::CatchUp } else { TableState::Live });
         context.counters.notice(
             Level::Info,
@@ -248,7 +250,7 @@ async fn go_on(
             let text = format!("{id}: {reason}, so its copy does not go on: it is begun again once the stream runs");
             context.counters.notice(Level::Warn, text);
             ledger.want(id).await?;
-            ledger.forget_chunks(id).await?;
+            ledger.forget_copy(id).await?;
             continue;
         }
         if !done {

@@ -8,6 +8,7 @@ mod keeper;
 mod ledger;
 mod plan;
 mod progress;
+mod resnapshots;
 mod share;
 
 use std::sync::Arc;
@@ -19,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::again::again;
 pub use self::copy::{Copied, CopyTable, Copying};
+pub use self::deletes::DeleteSet;
 pub(crate) use self::deletes::action_key;
-pub use self::deletes::{DeleteSet, Resnapshots};
 pub use self::first::{forget_others, initial};
 pub(crate) use self::keeper::session;
 pub use self::keeper::{Keeper, Origin};
@@ -28,10 +29,11 @@ pub(crate) use self::ledger::try_lock;
 pub use self::ledger::{ChunkRow, Done, Job, Leader, Ledger, Offer, Offered, Position, Recorded, Remembered};
 pub use self::plan::{Bounds, Range, by_key, by_pages, integer_key};
 pub use self::progress::Progress;
+pub use self::resnapshots::{Resnapshots, Turn};
 pub use self::share::{Share, help};
 use crate::change::Handler;
 use crate::config::{Config, Mode, Strategy};
-use crate::gate::Gate;
+use crate::gate::{Gate, Pass};
 use crate::mapping::TableMapping;
 use crate::postgres::catalog::Leaf;
 use crate::postgres::definition::Seen;
@@ -152,15 +154,6 @@ impl Context {
         match copied {
             // Without its locks a table may have been altered under the workers' hands.
             Err(problem) if !problem.transient && !keeper.lives().await => Err(keeper.lost().await),
-            Ok(None) => {
-                self.counters.active_workers.store(0, Relaxed);
-                let after = humantime::format_duration(self.config.cdc.snapshot.release_after);
-                self.counters.notice(
-                    Level::Info,
-                    format!("the pause has lasted {after}: the snapshot is let go; resumed, the copy takes a new one"),
-                );
-                Ok(None)
-            }
             copied => copied,
         }
     }
@@ -184,9 +177,11 @@ impl Context {
         }
     }
 
-    /// Ends when for `releaseAfter` every worker has waited for the operator, with nothing on its way.
+    /// Ends, and says so, when for `releaseAfter` every worker has waited for the operator, with nothing on its way, here or
+    /// in a process that helps; at once where a resnapshot is held and another one waits for its turn.
     /// Never in mode `snapshot_only`: without a stream, what is left fits no other snapshot.
     async fn paused_for_long(&self, copying: &Copying, workers: usize) {
+        let config = &self.config.cdc.snapshot;
         if self.config.mode() == Mode::SnapshotOnly {
             return std::future::pending().await;
         }
@@ -194,13 +189,41 @@ impl Context {
         let mut ticks = tokio::time::interval(Duration::from_millis(200));
         loop {
             ticks.tick().await;
-            let idle = self.gate.holds_all() || copying.waiting.load(SeqCst) == workers;
+            let held = copying.waiting.load(SeqCst) == workers && !copying.held().is_empty();
+            // What cannot be asked is taken for work.
+            let idle = (self.gate.holds_all() || held) && matches!(copying.ledger.others_at_work().await, Ok(false));
+            if held && idle && copying.deletes.is_some() && !self.gate.is_closed() && self.another_waits() {
+                let text = "a held table is left for now, so that others are copied; resumed, its copy begins again";
+                self.counters.notice(Level::Info, text);
+                return;
+            }
             match since.filter(|_| idle) {
                 None => since = idle.then(Instant::now),
-                Some(since) if since.elapsed() >= self.config.cdc.snapshot.release_after => return,
+                Some(since) if since.elapsed() >= config.release_after => break,
                 Some(_) => {}
             }
         }
+        let after = humantime::format_duration(config.release_after);
+        self.counters.notice(
+            Level::Info,
+            format!("the pause has lasted {after}: the snapshot is let go; resumed, the copy takes a new one"),
+        );
+    }
+
+    /// A place at the gate, once it is open.
+    async fn pass(&self) -> Result<Pass, Problem> {
+        let mut pass = self.gate.enter();
+        tokio::select! {
+            () = pass.wait() => {}
+            () = self.stop.cancelled() => return Err(copy::stopped()),
+        }
+        Ok(pass)
+    }
+
+    /// A resnapshot waits for its turn that the operator does not hold.
+    fn another_waits(&self) -> bool {
+        let mut tables = self.counters.tables.iter().enumerate();
+        tables.any(|(number, table)| !table.paused.load(Relaxed) && self.resnapshots.waits(number))
     }
 
     /// Ends when the operator wants work on one of these tables: the pause is over, and not each of them is held. Without
@@ -292,7 +315,7 @@ async fn sweep(
         // The old document of a refused row would go as well.
         refuse(&format!("{refused} rows of the copy were refused; mend those first, then copy it again"));
     } else {
-        let swept = context.sink.sweep(&mapping.index, version, version, |_| false, stop).await?;
+        let swept = context.sink.sweep(&mapping.index, version, version, |_| false, &context.gate, stop).await?;
         context
             .counters
             .notice(Level::Info, format!("{}: {} documents removed whose rows are gone", mapping.table, swept.removed));
@@ -309,6 +332,7 @@ async fn remember_index(context: &Context, ledger: &Ledger, mapping: &TableMappi
     if context.handler.is_some() {
         return Ok(());
     }
+    let _pass = context.pass().await?;
     let Some(uuid) = context.sink.client().index_uuid(&mapping.index).await? else { return Ok(()) };
     ledger.remember_index(&mapping.table, &uuid).await
 }

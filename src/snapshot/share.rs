@@ -36,10 +36,14 @@ impl Context {
     }
 }
 
-/// Why this process cannot help with a copy of `theirs` by what it would take itself: both by [`Context::plan_of`].
+/// The tables of a plan ([`Context::plan_of`]) and their digests.
+fn parse(plan: &str) -> serde_json::Map<String, serde_json::Value> {
+    serde_json::from_str(plan).unwrap_or_default()
+}
+
+/// Why this process cannot help with a copy of `theirs` by what it would take itself: both by [`Context::plan_of`]. Tables of
+/// its own beside those are in nobody's way.
 fn differs(theirs: &str, ours: &str) -> Option<String> {
-    let parse =
-        |text: &str| serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text).unwrap_or_default();
     let (mut theirs, mut ours) = (parse(theirs), parse(ours));
     if theirs.remove(CLUSTER) != ours.remove(CLUSTER) {
         return Some(
@@ -50,9 +54,6 @@ fn differs(theirs: &str, ours: &str) -> Option<String> {
     }
     if let Some((table, _)) = theirs.iter().find(|(table, _)| !ours.contains_key(*table)) {
         return Some(format!("it copies {table}, which is not in this configuration"));
-    }
-    if let Some((table, _)) = ours.iter().find(|(table, _)| !theirs.contains_key(*table)) {
-        return Some(format!("it does not copy {table}, which is in this configuration"));
     }
     let (table, _) = theirs.iter().find(|(table, digest)| ours.get(*table) != Some(*digest))?;
     Some(format!("index, columns or condition of {table} differ from this configuration's"))
@@ -127,6 +128,9 @@ pub async fn help(
     share: Arc<Share>,
     stop: &CancellationToken,
 ) -> Result<(), Problem> {
+    let theirs = parse(&offered.offer.tables);
+    // The leader may have more to copy later, or less in its configuration.
+    let wanted: Vec<_> = wanted.iter().filter(|mapping| theirs.contains_key(&mapping.table.to_string())).collect();
     let control = connect(&context.config.cdc, "control").await?;
     let server = preflight::server(&control).await?;
     let ids: Vec<_> = wanted.iter().map(|mapping| mapping.table.clone()).collect();
@@ -152,4 +156,23 @@ pub async fn help(
     };
     ledger.give_back().await?;
     helped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::differs;
+
+    #[test]
+    fn a_plan_is_helped_with_when_all_of_it_is_known() {
+        let ours = r#"{"public.a": "1", "public.b": "2"}"#;
+        for (theirs, why) in [
+            (ours, None),
+            // The leader may copy one of them alone, after the other was rewritten.
+            (r#"{"public.b": "2"}"#, None),
+            (r#"{"public.b": "3"}"#, Some("index, columns or condition of public.b differ from this configuration's")),
+            (r#"{"public.b": "2", "public.c": "1"}"#, Some("it copies public.c, which is not in this configuration")),
+        ] {
+            assert_eq!(differs(theirs, ours).as_deref(), why, "{theirs}");
+        }
+    }
 }

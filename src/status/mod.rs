@@ -189,6 +189,10 @@ pub struct Standby {
     pub helps: bool,
     /// Why it does not, where there is something to copy.
     pub idle: Option<String>,
+    /// The leader's operator has paused it.
+    pub paused: bool,
+    /// Tables whose copy the leader's operator holds.
+    pub held: Vec<String>,
 }
 
 impl Standby {
@@ -196,12 +200,18 @@ impl Standby {
     #[must_use]
     pub fn sentence(&self) -> String {
         let hangs = if self.silent { ", but hangs" } else { "" };
+        let paused = if self.paused { ", paused by its operator" } else { "" };
+        let held = match self.held.as_slice() {
+            [] => String::new(),
+            [table] => format!(", the copy of {table} held"),
+            tables => format!(", the copies of {} tables held", tables.len()),
+        };
         let does = match (&self.idle, self.helps) {
             (Some(why), _) => format!("; does not help with the copy: {why}"),
             (None, true) => "; helps with the copy".to_owned(),
             (None, false) => "; takes over when it ends".to_owned(),
         };
-        format!("{} leads{hangs}{does}", self.leader)
+        format!("{} leads{hangs}{paused}{held}{does}", self.leader)
     }
 }
 
@@ -337,6 +347,8 @@ pub struct TableStatus {
     pub truncates: u64,
     /// A resnapshot runs or is asked for.
     pub resnapshot: bool,
+    /// No copy of it has ended yet, so that documents are missing: the one that runs or waits cannot be given up.
+    pub first_copy: bool,
     /// Resnapshots that have ended since the process started, well or not: never falls.
     pub resnapshots_ended: u64,
     /// Why it failed or is retried.
@@ -566,5 +578,26 @@ mod tests {
         assert_eq!(table("ddd", 50, Some(100)).progress(), Some(1.0));
         assert_eq!(table("", 0, None).progress(), None);
         assert_eq!(table("dp", 7, Some(0)).progress(), Some(0.5));
+    }
+
+    /// What matters is within the line of a small terminal.
+    #[test]
+    fn a_process_that_stands_by_says_what_the_leader_waits_for() {
+        let leader = || "instance es-feed-1-4711, backend 81231".to_owned();
+        let held = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+        for (standby, said) in [
+            (Standby { leader: leader(), paused: true, ..Standby::default() }, ", paused by its operator"),
+            (
+                Standby { leader: leader(), held: held(&["public.orders"]), ..Standby::default() },
+                ", the copy of public.orders held",
+            ),
+            (
+                Standby { leader: leader(), held: held(&["a", "b"]), ..Standby::default() },
+                ", the copies of 2 tables held",
+            ),
+        ] {
+            let sentence = standby.sentence();
+            assert!(sentence.chars().take(78).collect::<String>().contains(said), "{sentence}");
+        }
     }
 }

@@ -13,6 +13,7 @@ use super::relations::{Relation, Relations};
 use super::tracker::Tracker;
 use crate::broken::{Rule, broken};
 use crate::change::{Action, ActionBody, Field, Handler, Operation, Row};
+use crate::gate::Gate;
 use crate::lsn::Lsn;
 use crate::mapping::{Handled, TableMapping, unwritable, write_row};
 use crate::postgres::pgoutput::{Message, Oids, Old, Tuple, decode, system_time};
@@ -437,13 +438,14 @@ impl Applier {
                         mapping.table
                     ),
                 );
-                self.copy_again(&mapping).await?;
+                self.copy_again(&mapping, "a partition was truncated").await?;
                 continue;
             }
             // Nothing older may still be on its way, and nothing younger has been sent.
             self.writer.lanes.drain().await?;
-            let swept =
-                self.sink.sweep(&mapping.index, version.saturating_add(1), version, |_| false, &self.stop).await?;
+            // The stream's own place at the gate ends it.
+            let (below, gate) = (version.saturating_add(1), Gate::default());
+            let swept = self.sink.sweep(&mapping.index, below, version, |_| false, &gate, &self.stop).await?;
             self.counters
                 .notice(Level::Info, format!("{}: truncated, {} documents removed", mapping.table, swept.removed));
             self.show(EventKind::Truncate, mapping.number);
@@ -466,13 +468,13 @@ impl Applier {
             ),
         );
         let mapping = Arc::clone(mapping);
-        self.copy_again(&mapping).await
+        self.copy_again(&mapping, "its key has changed, or it was made anew").await
     }
 
     /// The table is not live from here on, until it has been copied again. First that: the copy may be quick.
-    async fn copy_again(&self, mapping: &TableMapping) -> Result<(), Problem> {
+    async fn copy_again(&self, mapping: &TableMapping, why: &str) -> Result<(), Problem> {
         self.counters.tables[mapping.number].resnapshot.store(true, Relaxed);
-        self.writer.resnapshots.want_surely(mapping).await
+        self.writer.resnapshots.want(mapping, Some(why)).await
     }
 
     fn act(&mut self, mapping: &TableMapping, actions: &[Action], kind: EventKind) -> Result<(), Problem> {

@@ -63,6 +63,8 @@ pub struct TableCounters {
     pub paused: AtomicBool,
     /// A resnapshot was asked for or runs.
     pub resnapshot: AtomicBool,
+    /// No copy of it has ended yet, so that documents are missing until the one that runs or waits has.
+    pub first_copy: AtomicBool,
     /// Resnapshots that have ended, well or not.
     pub resnapshots_ended: AtomicU64,
     state: AtomicU8,
@@ -94,6 +96,7 @@ impl TableCounters {
             attempts: AtomicU32::new(0),
             paused: AtomicBool::new(false),
             resnapshot: AtomicBool::new(false),
+            first_copy: AtomicBool::new(false),
             resnapshots_ended: AtomicU64::new(0),
             state: AtomicU8::new(0),
             copy: Mutex::new(Copy::default()),

@@ -359,9 +359,13 @@ fn pause_table(app: &mut App, live: &Status) -> Option<Command> {
 fn resnapshot(app: &mut App, live: &Status) {
     let Some(table) = chosen_table(app, live) else { return };
     let id = table.table.0.clone();
+    let name = text::clean(&short_name(&id));
+    if table.resnapshot && table.first_copy {
+        app.say(format!("The first copy of {name} cannot be given up: P holds it"), true);
+        return;
+    }
     app.dialog = Some(if table.resnapshot {
-        let name = text::clean(&short_name(&id));
-        let question = format!("A resnapshot of {name} runs. Give it up (y/N)? Documents stay valid.");
+        let question = format!("Give up the resnapshot of {name} (y/N)? Its documents stay as they are.");
         Dialog::Ask { question, command: Command::CancelResnapshot(id) }
     } else {
         Dialog::Resnapshot { table: id, typed: String::new(), go: false, wrong: false }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{Reply, Request, Server, bulk_answer, eventually, sink};
+use crate::gate::Gate;
 use crate::sink::{SinkError, Swept};
 
 /// An index behind the alias `users`: id to version, source and routing; with scrolls of two documents a page.
@@ -137,20 +138,20 @@ async fn what_is_older_goes_and_the_rest_stays() {
     let (server, index) = index(None, None).await;
     let (sink, _folder) = sink(&server.url);
     let stop = CancellationToken::new();
-    let removed = sink.sweep("users", 50, 50, |id| id == "kept", &stop).await;
+    let removed = sink.sweep("users", 50, 50, |id| id == "kept", &Gate::default(), &stop).await;
     let swept = removed.unwrap();
     assert_eq!((swept.removed, left(&index)), (4, "c d kept".to_owned()));
     assert!(swept.newest >= 50, "{swept:?}");
     assert_eq!(index.lock().unwrap().open_scrolls, 0);
     assert_eq!(sink.stats().trouble, None);
-    assert_eq!(sink.sweep("nothing", 50, 50, |_| false, &stop).await, Ok(Swept::default()));
+    assert_eq!(sink.sweep("nothing", 50, 50, |_| false, &Gate::default(), &stop).await, Ok(Swept::default()));
 }
 
 #[tokio::test]
 async fn a_newer_version_survives_and_a_forgotten_scan_begins_again() {
     let (server, index) = index(Some(6), Some(("a", 99))).await;
     let (sink, _folder) = sink(&server.url);
-    let removed = sink.sweep("users", 50, 50, |_| false, &CancellationToken::new()).await;
+    let removed = sink.sweep("users", 50, 50, |_| false, &Gate::default(), &CancellationToken::new()).await;
     assert_eq!((removed.map(|swept| swept.removed), left(&index)), (Ok(4), "a c d".to_owned()));
     let searches = server.requests().iter().filter(|request| request.path.starts_with("/users/_search")).count();
     assert_eq!((searches, index.lock().unwrap().open_scrolls), (3, 0));
@@ -200,11 +201,11 @@ async fn a_sweep_stops_when_told_and_says_what_is_refused() {
     .await;
     let (sink, _folder) = sink(&server.url);
     let stop = CancellationToken::new();
-    let refused = sink.sweep("odd", 5, 5, |_| false, &stop).await;
+    let refused = sink.sweep("odd", 5, 5, |_| false, &Gate::default(), &stop).await;
     assert!(matches!(refused, Err(SinkError::Refused { status: 400, .. })), "{refused:?}");
     let task = tokio::spawn({
         let (sink, stop) = (sink.clone(), stop.clone());
-        async move { sink.sweep("users", 5, 5, |_| false, &stop).await }
+        async move { sink.sweep("users", 5, 5, |_| false, &Gate::default(), &stop).await }
     });
     eventually("the trouble is told", || sink.stats().trouble.is_some_and(|trouble| trouble.attempts > 1)).await;
     stop.cancel();

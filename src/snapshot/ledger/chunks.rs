@@ -267,36 +267,36 @@ impl Ledger {
     /// # Errors
     /// The query fails; nothing is changed then.
     pub async fn forget(&self, table: &TableId) -> Result<(), Problem> {
-        let sql = "WITH chunks AS (DELETE FROM public.cdc_snapshot_chunks
-                                   WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3)
-                   DELETE FROM public.cdc_snapshot_tables
-                   WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3";
-        self.client().await.execute(sql, &[&self.job, &table.schema, &table.name]).await?;
-        Ok(())
+        self.remove(table, "TRUE").await
     }
 
-    /// Takes back the wish that a table be copied again, and what has been begun of it.
+    /// Forgets what was copied of a table, and what it was then; not whether it is to be copied again.
     ///
     /// # Errors
-    /// The query fails.
-    pub async fn withdraw(&self, table: &TableId) -> Result<(), Problem> {
-        self.remove(table, "status <> 'completed'").await
-    }
-
-    /// Forgets the chunks of a table, and not whether it is to be copied again.
-    ///
-    /// # Errors
-    /// The query fails.
-    pub async fn forget_chunks(&self, table: &TableId) -> Result<(), Problem> {
+    /// The query fails; nothing is changed then.
+    pub async fn forget_copy(&self, table: &TableId) -> Result<(), Problem> {
         self.remove(table, "chunk_index >= 0").await
     }
 
     async fn remove(&self, table: &TableId, which: &str) -> Result<(), Problem> {
         let sql = format!(
-            "DELETE FROM public.cdc_snapshot_chunks
-             WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND {which}"
+            "WITH chunks AS (DELETE FROM public.cdc_snapshot_chunks
+                             WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND {which})
+             DELETE FROM public.cdc_snapshot_tables WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3"
         );
         self.client().await.execute(&sql, &[&self.job, &table.schema, &table.name]).await?;
+        Ok(())
+    }
+
+    /// Takes back `wish` that a table be copied again, and what has been begun of it. A later wish stays.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn withdraw(&self, table: &TableId, wish: i32) -> Result<(), Problem> {
+        let sql = "DELETE FROM public.cdc_snapshot_chunks
+                   WHERE slot_name = $1 AND table_schema = $2 AND table_name = $3 AND status <> 'completed'
+                     AND (chunk_index >= 0 OR attempts <= $4)";
+        self.client().await.execute(sql, &[&self.job, &table.schema, &table.name, &wish]).await?;
         Ok(())
     }
 

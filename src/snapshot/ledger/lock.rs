@@ -13,6 +13,10 @@ use crate::problem::Problem;
 /// The ledger's connection is named so in `pg_stat_activity`; the instance's name follows.
 const NAMED: &str = "pgtide ledger ";
 
+/// A lock beside that one, which the leader has for as long as its operator pauses it: like the lead, it ends with the
+/// connection.
+const PAUSE: &str = "pg_catalog.hashtextextended('pgtide pause of ' || $1, 0)";
+
 /// Whoever has the lock. A lock of 64 bits shows as two halves, objsubid 1: "pg_locks" in PostgreSQL's manual.
 pub(super) const HOLDER: &str = "
     FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid,
@@ -29,6 +33,8 @@ pub struct Leader {
     pub instance: String,
     /// How long it has not said a word, where this role may see that. It says one every `heartbeatInterval`.
     pub silent: Option<Duration>,
+    /// Its operator has paused it.
+    pub paused: bool,
 }
 
 impl Leader {
@@ -64,6 +70,16 @@ impl Ledger {
         try_lock(&*self.client().await, &self.job).await
     }
 
+    /// Tells the other processes that the operator has paused this one, which leads, or that it goes on.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn say_paused(&self, paused: bool) -> Result<(), Problem> {
+        let how = if paused { "pg_try_advisory_lock" } else { "pg_advisory_unlock" };
+        self.client().await.query_one(&format!("SELECT pg_catalog.{how}({PAUSE})"), &[&self.job]).await?;
+        Ok(())
+    }
+
     /// Who has the lock; none at a moment when nobody has.
     ///
     /// # Errors
@@ -71,13 +87,16 @@ impl Ledger {
     pub async fn leader(&self) -> Result<Option<Leader>, Problem> {
         let sql = format!(
             "SELECT l.pid, coalesce(a.application_name, ''), CASE WHEN a.state <> 'active' THEN
-                 extract(epoch FROM pg_catalog.clock_timestamp() - a.state_change)::float8 END {HOLDER}"
+                 extract(epoch FROM pg_catalog.clock_timestamp() - a.state_change)::float8 END,
+                 EXISTS (SELECT FROM pg_catalog.pg_locks p WHERE p.pid = l.pid AND p.locktype = 'advisory' AND p.granted
+                         AND p.objsubid = 1 AND (p.classid::int8 << 32 | p.objid::int8) = {PAUSE}) {HOLDER}"
         );
         let row = self.client().await.query_opt(&sql, &[&self.job]).await?;
         Ok(row.map(|row| Leader {
             pid: row.get(0),
             instance: row.get::<_, String>(1).strip_prefix(NAMED).unwrap_or_default().to_owned(),
             silent: row.get::<_, Option<f64>>(2).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            paused: row.get(3),
         }))
     }
 

@@ -346,6 +346,7 @@ pub(super) fn idle() -> Status {
         silent: true,
         helps: false,
         idle: Some("index, columns or condition of public.orders differ from this configuration's".to_owned()),
+        ..Standby::default()
     };
     let mut status = Status { phase: Phase::Standby, standby: Some(standby), ..backfill() };
     status.snapshot.held_seconds = None;

@@ -137,6 +137,12 @@ fn a_running_resnapshot_is_given_up_instead() {
     status.tables[0].resnapshot = true;
     assert_eq!(press(&mut ready(&status), &status, "ry"), [Command::CancelResnapshot(orders())]);
     assert_eq!(press(&mut ready(&status), &status, "rn"), []);
+    // Its first copy would leave documents missing.
+    status.tables[0].first_copy = true;
+    let mut app = ready(&status);
+    assert_eq!(press(&mut app, &status, "ry"), []);
+    let text = text(&draw(&mut app, &status, 80, 24));
+    assert!(text.contains("The first copy of orders cannot be given up: P holds it"), "{text}");
 }
 
 #[test]

@@ -1,0 +1,113 @@
+//! Copies tables again while the stream goes on, as they are asked for.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use super::shared::Shared;
+use crate::mapping::TableMapping;
+use crate::snapshot::{self, Ledger};
+use crate::status::{Level, TableState};
+
+/// Attempts of a resnapshot that something passing is in the way of.
+const AGAIN: u32 = 5;
+
+/// Copies tables again, one at a time; none that the operator holds, which would keep the others waiting. Ends never; dropped
+/// when the stream ends.
+pub(super) async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> Infallible {
+    let mut attempts = vec![0; shared.mappings.len()];
+    loop {
+        take_back(shared, ledger).await;
+        shared.gate.enter().wait().await;
+        let held = |number: usize| shared.counters.tables[number].paused.load(Relaxed);
+        let mut free = shared.mappings.iter().filter(|mapping| !held(mapping.number));
+        let next = free.find_map(|mapping| Some((mapping, shared.resnapshots.take(mapping.number)?)));
+        let Some((mapping, turn)) = next else {
+            shared.resnapshots.changed().await;
+            continue;
+        };
+        let number = mapping.number;
+        let counters = &shared.counters.tables[number];
+        shared.copy_begins();
+        let context = shared.snapshot_context(&turn.stop);
+        let outcome = snapshot::again(&context, ledger, mapping, turn.wish, &turn.stop).await;
+        shared.copy_ended();
+        let failed = match outcome {
+            Ok(snapshot::Ended::Copied) => {
+                counters.first_copy.store(false, Relaxed);
+                None
+            }
+            Ok(snapshot::Ended::Released) => {
+                counters.set_state(TableState::Queued);
+                continue;
+            }
+            Err(_) if turn.stop.is_cancelled() => {
+                attempts[number] = 0;
+                continue;
+            }
+            Err(problem) if problem.transient && attempts[number] < AGAIN => {
+                attempts[number] += 1;
+                counters.set_state(TableState::Retrying);
+                counters.attempts.store(attempts[number], Relaxed);
+                shared.counters.notice(Level::Warn, format!("{}: {}; trying again", mapping.table, problem.message));
+                counters.set_problem(Some(problem));
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_secs(1) * attempts[number]) => {}
+                    () = turn.stop.cancelled() => {}
+                }
+                continue;
+            }
+            Err(problem) => {
+                shared.counters.notice(
+                    Level::Error,
+                    format!(
+                        "{}: resnapshot failed: {}. {} The next start tries it again",
+                        mapping.table, problem.message, problem.hint
+                    ),
+                );
+                Some(problem)
+            }
+        };
+        attempts[number] = 0;
+        turn.ended(failed);
+        ended(shared, number);
+    }
+}
+
+/// Takes out of the ledger what is left there of resnapshots that were given up.
+pub(super) async fn take_back(shared: &Shared, ledger: &Ledger) {
+    for mapping in &shared.mappings {
+        let Some(wish) = shared.resnapshots.given_up(mapping.number) else { continue };
+        if let Err(problem) = ledger.withdraw(&mapping.table, wish).await {
+            tracing::warn!("{problem}");
+        }
+        given_up(shared, mapping);
+    }
+}
+
+/// A resnapshot is given up by the operator. Every document is a row as it once was; what they lack is said.
+pub(super) fn given_up(shared: &Shared, mapping: &TableMapping) {
+    let number = mapping.number;
+    if !shared.counters.tables[number].resnapshot.load(Relaxed) || shared.resnapshots.is_wanted(number) {
+        // It was said already, or somebody has asked again.
+        return;
+    }
+    shared.counters.notice(
+        Level::Info,
+        format!("{}: resnapshot given up by the operator; what it was to mend is as it was", mapping.table),
+    );
+    ended(shared, number);
+}
+
+/// There is no copy of the table any more, unless one was asked for meanwhile. Nothing is held of it then.
+fn ended(shared: &Shared, number: usize) {
+    let counters = &shared.counters.tables[number];
+    shared.settle(number);
+    counters.attempts.store(0, Relaxed);
+    counters.paused.store(false, Relaxed);
+    counters.end_resnapshot();
+    if shared.resnapshots.is_wanted(number) {
+        counters.resnapshot.store(true, Relaxed);
+    }
+}
