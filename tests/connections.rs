@@ -197,6 +197,26 @@ async fn all_of_them_over_and_over() {
     stop(engine).await;
 }
 
+/// What Elasticsearch has not answered by the end of the stream is sent again: the ledger is the reason, not Elasticsearch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ledger_while_bulks_are_not_answered() {
+    let (rig, config) = rig().await;
+    let engine = rig.run(config).await;
+    rig.hold(100);
+    rig.sql("UPDATE a SET title = 'held' WHERE id = 1").await;
+    rig.until_held().await;
+    end(&rig, "ledger").await;
+    for there in [false, true] {
+        wait_until("the ledger's connection is gone, and then made again", LIMIT, || async {
+            assert_ne!(engine.status().phase, Phase::Failed, "{:?}", engine.status().problem);
+            connections(&rig).await.contains("ledger") == there
+        })
+        .await;
+    }
+    recovers(&rig, &engine, "the ledger").await;
+    stop(engine).await;
+}
+
 /// The ledger has one connection for all tasks: what one of them asks for in another's transaction would be lost with it, and
 /// an error would undo it, which COMMIT does not say.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
