@@ -20,7 +20,7 @@ const TABLE: &str = "CREATE TYPE mood AS ENUM ('good', 'bad');
     CREATE PUBLICATION p FOR TABLE t";
 
 /// What changes documents, what is said of it, and by what they are named.
-const OUTDATED: [(&str, &str, &str); 15] = [
+const OUTDATED: [(&str, &str, &str); 16] = [
     ("ALTER TABLE t ADD c int", "columns", "id"),
     ("ALTER TABLE t ADD c int DEFAULT 7", "columns", "id"),
     ("ALTER TABLE t ADD c text DEFAULT clock_timestamp()", "columns", "id"),
@@ -34,6 +34,12 @@ const OUTDATED: [(&str, &str, &str); 15] = [
     ("ALTER TABLE t ALTER v TYPE int USING v * 10", "type", "id"),
     ("ALTER TABLE t ALTER n TYPE numeric(10, 0); ALTER TABLE t ALTER n TYPE numeric(10, 2)", "type", "id"),
     ("ALTER TYPE mood RENAME VALUE 'bad' TO 'sad'", "type", "id"),
+    (
+        "BEGIN; ALTER TYPE mood RENAME VALUE 'bad' TO 'sad'; UPDATE t SET v = 50 WHERE id = 1;
+         ALTER TYPE mood RENAME VALUE 'sad' TO 'bad'; COMMIT",
+        "type",
+        "id",
+    ),
     ("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (number)", "key", "number"),
     (
         "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (3, 3), (9, 9);
@@ -113,6 +119,85 @@ async fn what_changes_documents_is_copied_again_at_the_next_start() {
         assert!(noticed(&engine, said) && engine.status().tables[0].resnapshots_ended == 1, "{sql}");
         rig.delivered().await;
         rig.equal_by("t", &format!("{key}::text")).await;
+        stop(engine).await;
+    }
+}
+
+/// What the catalog does not tell afterwards: the stream had other names or types.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_otherwise_between_two_looks_is_copied_again() {
+    let rig = Rig::new().await;
+    rig.sql(TABLE).await;
+    let engine = rig.run(config(&rig)).await;
+    rig.sql("BEGIN; ALTER TABLE t RENAME TO u; UPDATE u SET v = 40 WHERE id = 1; ALTER TABLE u RENAME TO t; COMMIT")
+        .await;
+    rig.equal("t").await;
+    let renamed =
+        "BEGIN; ALTER TABLE t RENAME v TO x; UPDATE t SET x = x + 50 WHERE id = 1; ALTER TABLE t RENAME x TO v; COMMIT";
+    let retyped = "BEGIN; ALTER TABLE t ALTER v TYPE oid; UPDATE t SET v = 4294967295 WHERE id = 2;
+                   ALTER TABLE t ALTER v TYPE int; COMMIT";
+    let swapped = "BEGIN; ALTER TABLE t RENAME v TO x; ALTER TABLE t RENAME number TO v; ALTER TABLE t RENAME x TO number;
+                   UPDATE t SET v = 7 WHERE id = 3;
+                   ALTER TABLE t RENAME number TO x; ALTER TABLE t RENAME v TO number; ALTER TABLE t RENAME x TO v; COMMIT";
+    for (times, sql) in (1..).zip([renamed, renamed, retyped, swapped]) {
+        rig.sql(sql).await;
+        until_copied(&engine, times).await;
+        rig.equal("t").await;
+    }
+    rig.sql("UPDATE t SET v = 60").await;
+    rig.equal("t").await;
+    assert!(noticed(&engine, "other names or types for a while"));
+    assert_eq!(engine.status().tables[0].resnapshots_ended, 4);
+    stop(engine).await;
+    rig.sql(renamed).await;
+    let engine = rig.run(config(&rig)).await;
+    until_copied(&engine, 1).await;
+    rig.equal("t").await;
+    stop(engine).await;
+    let engine = rig.run(config(&rig)).await;
+    rig.sql("UPDATE t SET v = 70").await;
+    rig.equal("t").await;
+    assert!(!noticed(&engine, "copied again"), "{:?}", engine.status().notices);
+    stop(engine).await;
+}
+
+/// Rows that change while nothing is streamed of them, until all is as before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_streamed_between_two_looks_is_copied_again() {
+    let unlogged = "BEGIN; ALTER TABLE t SET UNLOGGED; UPDATE t SET v = v + 50 WHERE id = 1;
+                    DELETE FROM t WHERE id = (SELECT max(id) FROM t); ALTER TABLE t SET LOGGED; COMMIT";
+    let emptied = "BEGIN; ALTER TABLE t SET UNLOGGED; DELETE FROM t; ALTER TABLE t SET LOGGED; COMMIT";
+    let moved = "BEGIN; CREATE SCHEMA aside; ALTER TABLE t SET SCHEMA aside; INSERT INTO aside.t VALUES (9, 9);
+                 ALTER TABLE aside.t SET SCHEMA public; COMMIT";
+    for publication in ["FOR ALL TABLES", "FOR TABLES IN SCHEMA public"] {
+        let rig = Rig::new().await;
+        let by_schema = publication != "FOR ALL TABLES";
+        if by_schema && version(&rig).await < 150_000 {
+            continue;
+        }
+        rig.sql(&TABLE.replace("FOR TABLE t", publication)).await;
+        let mut engine = rig.run(config(&rig)).await;
+        let steps = [unlogged, unlogged, emptied, moved].into_iter().take(if by_schema { 4 } else { 3 });
+        for (times, sql) in (1..).zip(steps) {
+            rig.sql(sql).await;
+            until_copied(&engine, times).await;
+            rig.equal("t").await;
+            if times == 1 {
+                // From now on it has a TOAST table.
+                rig.sql("ALTER TABLE t ALTER w TYPE text").await;
+                let sql =
+                    "SELECT count(*) FROM cdc_snapshot_tables WHERE definition::jsonb #>> '{columns, 3, type}' = '25'";
+                wait_until("it is noted", LIMIT, || async { rig.count(sql).await == 1 }).await;
+            }
+        }
+        let said = |text| engine.status().notices.iter().filter(|notice| notice.text.contains(text)).count();
+        assert_eq!(said("may have been unlogged for a while"), 3, "{:?}", engine.status().notices);
+        stop(engine).await;
+        rig.sql("INSERT INTO t SELECT n, n FROM generate_series(10, 15) n").await;
+        rig.sql(unlogged).await;
+        engine = rig.run(config(&rig)).await;
+        assert!(noticed(&engine, "unlogged for a while"), "{:?}", engine.status().notices);
+        rig.equal("t").await;
         stop(engine).await;
     }
 }
@@ -202,37 +287,43 @@ async fn a_copy_that_is_given_up_leaves_documents_of_the_old_form() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_changes_no_document_is_not_copied_again() {
-    let rig = Rig::new().await;
-    rig.sql(TABLE).await;
-    rig.sql("CREATE TABLE other (id int PRIMARY KEY)").await;
-    let engine = rig.run(config(&rig)).await;
-    // By themselves: a rewrite and another type at once are a rewrite to another type.
-    let harmless = [
+    for publication in ["FOR TABLE t", "FOR ALL TABLES"] {
+        let rig = Rig::new().await;
+        rig.sql(&TABLE.replace("FOR TABLE t", publication)).await;
+        rig.sql("CREATE TABLE other (id int PRIMARY KEY)").await;
+        let engine = rig.run(config(&rig)).await;
+        if publication == "FOR TABLE t" {
+            rig.sql("ALTER PUBLICATION p ADD TABLE other").await;
+        }
+        // By themselves: a rewrite and another type at once are a rewrite to another type.
+        let harmless = [
         "VACUUM FULL t; CLUSTER t USING t_pkey",
         "ALTER TABLE t ALTER w TYPE varchar(20); ALTER TABLE t ALTER w TYPE text; ALTER TABLE t ALTER v SET STATISTICS 50;
          ALTER TABLE t ALTER v SET DEFAULT 5; ALTER TABLE t ALTER v SET NOT NULL; CREATE INDEX ON t (v);
          ALTER TYPE mood ADD VALUE 'so-so'; ALTER TABLE t ADD CHECK (v > 0); ALTER TABLE t REPLICA IDENTITY FULL;
-         COMMENT ON TABLE t IS 'c'; ANALYZE t; ALTER PUBLICATION p ADD TABLE other; ALTER TABLE t DISABLE TRIGGER ALL",
+         COMMENT ON TABLE t IS 'c'; ANALYZE t; GRANT SELECT ON t TO PUBLIC; GRANT UPDATE (v) ON t TO PUBLIC;
+         ALTER TABLE t DISABLE TRIGGER ALL; UPDATE t SET v = v + 1; VACUUM t",
         "TRUNCATE t; INSERT INTO t SELECT n, n + 10, n, 'w' || n, n, 'so-so' FROM generate_series(1, 9) n",
     ];
-    let noted = "SELECT count(*) FROM cdc_snapshot_tables s JOIN pg_class c ON c.relname = table_name
+        let noted = "SELECT count(*) FROM cdc_snapshot_tables s JOIN pg_class c ON c.relname = table_name
                  JOIN pg_attribute a ON a.attrelid = c.oid AND attname = 'w'
                  WHERE (definition::jsonb #>> '{leaves, 0, filenode}')::oid = c.relfilenode
                    AND (definition::jsonb #>> '{columns, 3, type}')::oid = a.atttypid";
-    for statements in harmless {
-        for statement in statements.split(';') {
-            rig.sql(statement).await;
+        for statements in harmless {
+            for statement in statements.split(';') {
+                rig.sql(statement).await;
+            }
+            wait_until("it is noted", LIMIT, || async { rig.count(noted).await == 1 }).await;
         }
-        wait_until("it is noted", LIMIT, || async { rig.count(noted).await == 1 }).await;
+        rig.equal("t").await;
+        assert!(!noticed(&engine, "copied again"), "{:?}", engine.status().notices);
+        stop(engine).await;
+        rig.sql("VACUUM FULL t").await;
+        let engine = rig.run(config(&rig)).await;
+        assert!(!noticed(&engine, "copied again"), "{:?}", engine.status().notices);
+        rig.equal("t").await;
+        stop(engine).await;
     }
-    rig.equal("t").await;
-    assert!(!noticed(&engine, "copied again"), "{:?}", engine.status().notices);
-    stop(engine).await;
-    rig.sql("VACUUM FULL t").await;
-    let engine = rig.run(config(&rig)).await;
-    assert!(!noticed(&engine, "copied again"), "{:?}", engine.status().notices);
-    rig.equal("t").await;
-    stop(engine).await;
 }
 
 /// One copy for a script of them, not one for each.

@@ -22,7 +22,7 @@ const KNOWN: &str = "SELECT count(*) FROM cdc_snapshot_tables, jsonb_array_eleme
                      JOIN pg_class c ON c.oid = (l ->> 'oid')::oid AND c.relfilenode = (l ->> 'filenode')::oid";
 
 /// What the stream does not tell, and what is said of it.
-const SILENT: [(&str, &str); 8] = [
+const SILENT: [(&str, &str); 9] = [
     (
         "CREATE TABLE part_2 (LIKE parts INCLUDING ALL); INSERT INTO part_2 SELECT n, 'x' FROM generate_series(200, 220) n;
          ALTER TABLE parts ATTACH PARTITION part_2 FOR VALUES FROM (200) TO (300)",
@@ -37,6 +37,12 @@ const SILENT: [(&str, &str); 8] = [
     ),
     ("TRUNCATE part_1", "truncated"),
     ("TRUNCATE part_1; INSERT INTO parts SELECT n, 'new' FROM generate_series(110, 120) n; VACUUM ANALYZE part_1", "truncated"),
+    (
+        // Between two looks.
+        "BEGIN; ALTER TABLE part_1 SET UNLOGGED; UPDATE part_1 SET v = 'unheard'; DELETE FROM part_1 WHERE id < 110;
+         ALTER TABLE part_1 SET LOGGED; COMMIT",
+        "unlogged for a while",
+    ),
     (
         // A tree of its own.
         "CREATE TABLE sub (LIKE parts INCLUDING ALL) PARTITION BY RANGE (id);

@@ -478,7 +478,7 @@ pub(super) fn copied_tables(config: &Config, tables: &[Arc<TableMapping>]) -> Ve
     tables.iter().filter(is_wanted).cloned().collect()
 }
 
-async fn current_position(client: &tokio_postgres::Client) -> Result<Lsn, Problem> {
+pub(super) async fn current_position(client: &tokio_postgres::Client) -> Result<Lsn, Problem> {
     let row = client.query_one("SELECT pg_catalog.pg_current_wal_lsn()::text", &[]).await?;
     Ok(row.get::<_, String>(0).parse().unwrap_or_default())
 }

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use super::pipeline::current_position;
 use super::shared::Shared;
 use crate::config::{Mode, OnSchemaChange};
 use crate::mapping::TableMapping;
-use crate::postgres::definition::{self, Definition, Seen};
+use crate::postgres::definition::{self, Announced, Definition, Seen};
 use crate::problem::{Problem, ProblemKind};
 use crate::snapshot::{Ledger, Remembered};
 use crate::status::{Level, TableState};
@@ -42,8 +43,9 @@ struct Watched {
     newest: Option<Seen>,
     /// How often in a row it was found different, and as what.
     differs: Option<(Definition, u32)>,
-    /// The definition that a copy was asked for last. Not again, whatever has become of that copy.
-    asked: Option<Definition>,
+    /// For what a copy was asked for last: a definition, and what was announced that does not fit it. Not again, whatever has
+    /// become of that copy.
+    asked: Option<(Definition, Vec<Announced>)>,
     /// What keeps its changes out, as it was said.
     trouble: Option<Problem>,
     /// It was said that its application's changes fail.
@@ -121,7 +123,7 @@ impl<'a> Schema<'a> {
         if lacks {
             if now.definition.leaves.iter().any(|leaf| leaf.unlogged) {
                 // Logged again it would look as before.
-                return self.ledger.define(&id, &now).await;
+                return self.ledger.define(&id, &now, None).await;
             }
             return Ok(());
         }
@@ -131,15 +133,18 @@ impl<'a> Schema<'a> {
                 return Ok(());
             }
             // Taken over from somebody who wrote nothing of it down.
-            return self.ledger.define(&id, &now).await;
+            return self.ledger.define(&id, &now, None).await;
         };
-        if then.definition == now.definition {
+        let mut others = remembered.map(|remembered| remembered.announced.clone()).unwrap_or_default();
+        others.retain(|announced| !now.definition.fits(announced));
+        if then.definition == now.definition && others.is_empty() {
             let watched = &mut self.tables[number];
             (watched.newest, watched.differs, watched.asked) = (Some(now), None, None);
             return Ok(());
         }
         let reason = match then.definition.outdated(&now.definition) {
             Some(reason) => Some(reason),
+            None if !others.is_empty() => Some("its columns had other names or types for a while"),
             None => match self.doubt(number, then, &now).await {
                 Ok(reason) => reason,
                 Err(problem) if self.client.is_closed() => return Err(problem),
@@ -153,9 +158,9 @@ impl<'a> Schema<'a> {
         let watched = &mut self.tables[number];
         let Some(reason) = reason else {
             (watched.newest, watched.differs) = (Some(now.clone()), None);
-            return self.ledger.define(&id, &now).await;
+            return self.ledger.define(&id, &now, None).await;
         };
-        if watched.asked.as_ref() == Some(&now.definition) {
+        if watched.asked.as_ref().is_some_and(|(asked, of)| *asked == now.definition && *of == others) {
             return Ok(());
         }
         let looks = match watched.differs.take() {
@@ -164,7 +169,7 @@ impl<'a> Schema<'a> {
         };
         watched.differs = Some((now.definition.clone(), looks));
         if at_once || looks >= SETTLED {
-            watched.asked = Some(now.definition.clone());
+            watched.asked = Some((now.definition.clone(), others));
             return self.outdated(number, reason, &now).await;
         }
         Ok(())
@@ -182,7 +187,11 @@ impl<'a> Schema<'a> {
         let newest = self.tables[number].newest.as_ref().filter(|newest| newest.definition == then.definition);
         for leaf in rewritten {
             if !definition::kept_rows(self.client, leaf, newest.unwrap_or(then).horizon).await? {
-                return Ok(Some("a partition may have been truncated"));
+                return Ok(Some(if now.definition.partitioned {
+                    "a partition may have been truncated, or unlogged for a while"
+                } else {
+                    "it may have been unlogged for a while"
+                }));
             }
         }
         Ok(None)
@@ -198,7 +207,8 @@ impl<'a> Schema<'a> {
                     mapping.table
                 ),
             );
-            return self.ledger.define(&mapping.table, now).await;
+            let said = current_position(self.client).await?;
+            return self.ledger.define(&mapping.table, now, Some(said)).await;
         }
         counters.notice(Level::Warn, format!("{}: {reason}; it is copied again", mapping.table));
         counters.tables[number].resnapshot.store(true, Relaxed);

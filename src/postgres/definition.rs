@@ -42,7 +42,7 @@ struct Column {
     altered: String,
     /// `pg_attrdef.oid` of a generated column.
     expression: Option<u32>,
-    /// Of an enum: the words of its values.
+    /// Of an enum: the words of its values, each behind the transaction that wrote it.
     labels: Option<BTreeMap<u32, String>>,
 }
 
@@ -52,9 +52,15 @@ pub struct Leaf {
     /// `pg_class.oid`.
     pub oid: u32,
     filenode: u32,
+    /// Its TOAST table; 0 where it has none. ALTER TABLE that writes rows anew makes another, and nothing else does.
+    #[serde(default)]
+    toast: u32,
+    /// The publication has it by its name: PostgreSQL does not let it become unlogged.
+    #[serde(default)]
+    named: bool,
     /// The transactions that made it a partition, and its parents those of theirs.
     attached: Vec<String>,
-    /// Why it is published: oids of rows of the catalog. Not of the table itself.
+    /// Why it is published, as in [`Publication`]. Not of the table itself.
     members: Vec<u32>,
     /// Its changes are not in the WAL.
     pub unlogged: bool,
@@ -73,8 +79,18 @@ pub struct Publication {
     pub via_root: bool,
     /// What it publishes of INSERT, UPDATE, DELETE and TRUNCATE, in that order.
     pub operations: [bool; 4],
-    /// Why it publishes the table: oids of rows of the catalog. What was taken out and put in again has another.
+    /// Why it publishes the table: oids of rows of the catalog, with a schema's the transaction that put the table there.
+    /// What was taken out and put in again has another.
     members: Vec<u32>,
+}
+
+/// A table, or a partition of it, as the stream announced it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announced {
+    /// The table itself. A partition may have its columns in another order.
+    pub whole: bool,
+    /// Names and types.
+    pub columns: Vec<(String, u32)>,
 }
 
 /// A definition, and when it was so.
@@ -123,7 +139,11 @@ fn sql(server: u32) -> String {
     let (schemas, listed) = if server >= 150_000 {
         (
             "UNION ALL SELECT r.n, r.oid, m.oid FROM relations r JOIN pg_catalog.pg_class c ON c.oid = r.oid
-             JOIN pg_catalog.pg_publication_namespace m ON m.pnnspid = c.relnamespace JOIN publication p ON p.oid = m.pnpubid",
+             JOIN pg_catalog.pg_publication_namespace m ON m.pnnspid = c.relnamespace JOIN publication p ON p.oid = m.pnpubid
+             UNION ALL SELECT r.n, r.oid, d.xmin::text::oid FROM relations r JOIN pg_catalog.pg_class c ON c.oid = r.oid
+             JOIN pg_catalog.pg_publication_namespace m ON m.pnnspid = c.relnamespace JOIN publication p ON p.oid = m.pnpubid
+             JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = r.oid AND d.objsubid = 0
+              AND d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = c.relnamespace",
             "(SELECT m.prattrs::int2[] FROM pg_catalog.pg_publication_rel m JOIN publication p ON p.oid = m.prpubid
               WHERE m.prrelid = w.oid)",
         )
@@ -161,7 +181,7 @@ fn sql(server: u32) -> String {
              JOIN publication p ON p.oid = m.prpubid
              {schemas}
          ), leaves AS (
-             SELECT t.n, t.oid, t.attached, c.relfilenode, c.relpersistence, c.relreplident
+             SELECT t.n, t.oid, t.attached, c.relfilenode, c.reltoastrelid, c.relpersistence, c.relreplident
              FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid AND c.relkind <> 'p'
          )
          SELECT w.n, pg_catalog.jsonb_build_object(
@@ -172,7 +192,7 @@ fn sql(server: u32) -> String {
                      'altered', a.xmin::text,
                      'expression', (SELECT d.oid::int8 FROM pg_catalog.pg_attrdef d
                                     WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.attgenerated <> ''),
-                     'labels', (SELECT pg_catalog.jsonb_object_agg(e.oid::text, e.enumlabel) FROM pg_catalog.pg_type t
+                     'labels', (SELECT pg_catalog.jsonb_object_agg(e.oid::text, e.xmin::text || ' ' || e.enumlabel) FROM pg_catalog.pg_type t
                                 JOIN pg_catalog.pg_enum e ON e.enumtypid IN (t.oid, t.typelem, t.typbasetype)
                                 WHERE t.oid = a.atttypid)) ORDER BY a.attnum), '[]')
                  FROM pg_catalog.pg_attribute a CROSS JOIN (SELECT {listed}) AS l (list)
@@ -185,7 +205,9 @@ fn sql(server: u32) -> String {
                    AND CASE WHEN w.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END),
              'leaves', (
                  SELECT coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-                     'oid', l.oid::int8, 'filenode', l.relfilenode::int8, 'attached', l.attached,
+                     'oid', l.oid::int8, 'filenode', l.relfilenode::int8, 'toast', l.reltoastrelid::int8, 'attached', l.attached,
+                     'named', EXISTS (SELECT FROM pg_catalog.pg_publication_rel m JOIN publication p ON p.oid = m.prpubid
+                                      WHERE m.prrelid = l.oid),
                      'members', (SELECT coalesce(pg_catalog.jsonb_agg(m.oid::int8 ORDER BY m.oid), '[]') FROM members m
                                  WHERE m.n = w.n AND m.relation = l.oid AND l.oid <> w.oid),
                      'unlogged', l.relpersistence <> 'p',
@@ -247,6 +269,10 @@ impl Definition {
         if self.leaves.iter().any(logged) {
             return Some("it was unlogged for a while");
         }
+        let anew = |old: &Leaf| leaf(old).is_some_and(|new| old.written_by_alter(&new));
+        if self.leaves.iter().any(anew) {
+            return Some("its rows were written anew, and it may have been unlogged for a while");
+        }
         let published = |old: &Leaf| leaf(old).is_some_and(|new| new.members != old.members);
         if self.publication != now.publication || self.leaves.iter().any(published) {
             return Some("the publication was altered, and did not publish all of its changes in between");
@@ -254,7 +280,8 @@ impl Definition {
         None
     }
 
-    /// Leaves of `now` that may have come with rows, and such that may have been emptied without the stream's saying so.
+    /// Leaves of `now` that may have come with rows, and such that may have been emptied, or unlogged for a while, without the
+    /// stream's saying so.
     /// Only the leaves themselves tell: [`holds_rows`], [`kept_rows`].
     #[must_use]
     pub fn doubtful(&self, now: &Self) -> (Vec<u32>, Vec<u32>) {
@@ -262,8 +289,26 @@ impl Definition {
         let came = now.leaves.iter().filter(|leaf| old(leaf).is_none()).map(|leaf| leaf.oid).collect();
         // Through its root a publication tells of TRUNCATE of the whole table only.
         let silent = now.partitioned && now.publication.as_ref().is_some_and(|publication| publication.via_root);
-        let rewritten = |leaf: &&Leaf| silent && old(leaf).is_some_and(|old| old.filenode != leaf.filenode);
+        let rewritten = |leaf: &&Leaf| {
+            let doubtful = |old: &Leaf| old.filenode != leaf.filenode && (silent || old.toast == 0 && !leaf.named);
+            old(leaf).is_some_and(doubtful)
+        };
         (came, now.leaves.iter().filter(rewritten).map(|leaf| leaf.oid).collect())
+    }
+
+    /// Rows that were announced so have become documents as the rows of this definition do.
+    #[must_use]
+    pub fn fits(&self, announced: &Announced) -> bool {
+        let is = |column: &Column, name: &str, r#type| column.name == name && alike(column.r#type, r#type);
+        if announced.whole {
+            return self.columns.len() == announced.columns.len()
+                && self
+                    .columns
+                    .iter()
+                    .zip(&announced.columns)
+                    .all(|(column, (name, r#type))| is(column, name, *r#type));
+        }
+        announced.columns.iter().all(|(name, r#type)| self.columns.iter().any(|column| is(column, name, *r#type)))
     }
 
     /// The publication publishes it, every partition included.
@@ -284,17 +329,28 @@ impl Definition {
     }
 }
 
+impl Leaf {
+    /// ALTER TABLE wrote its rows anew, and it may have been unlogged until then.
+    fn written_by_alter(&self, now: &Self) -> bool {
+        !now.named && self.filenode != now.filenode && self.toast != 0 && self.toast != now.toast
+    }
+}
+
+/// Values of both types print the same.
+fn alike(one: u32, other: u32) -> bool {
+    one == other || TEXTS.contains(&one) && TEXTS.contains(&other)
+}
+
 impl Column {
     /// Values that are stored already print as they did.
     fn prints_as(&self, now: &Self, rewritten: bool) -> bool {
-        let alike = self.r#type == now.r#type || TEXTS.contains(&self.r#type) && TEXTS.contains(&now.r#type);
         let renamed = |(value, word): (&u32, &String)| {
             now.labels.as_ref().and_then(|labels| labels.get(value)).is_some_and(|other| other != word)
         };
         // ALTER TYPE changes values only by rewriting them, to the type that they have as well (USING). What else rewrites
         // a table, as VACUUM FULL, leaves its columns' rows in the catalog alone.
         let altered = self.altered != now.altered;
-        alike
+        alike(self.r#type, now.r#type)
             && !(rewritten && altered)
             && self.expression == now.expression
             && !self.labels.iter().flatten().any(renamed)

@@ -78,7 +78,7 @@ async fn again_recorded(
     stream_passes(context, keeper_lsn, stop).await?;
     sweep(context, &table.mapping, version, copied.rejected, stop).await?;
     remember_index(context, ledger, mapping).await?;
-    ledger.define(&mapping.table, &table.seen).await?;
+    ledger.define(&mapping.table, &table.seen, Some(keeper_lsn)).await?;
     ledger.granted(&mapping.table, wish).await?;
     settle_total(context, table);
     let rows = context.counters.tables[table.mapping.number].rows_done.load(Relaxed);

@@ -96,7 +96,7 @@ pub async fn initial(
         }
         ledger.begin_job(&keeper.snapshot, keeper.lsn, (&server.system_id, server.timeline), sweep, &plans).await?;
         for table in &tables {
-            ledger.define(&table.mapping.table, &table.seen).await?;
+            ledger.define(&table.mapping.table, &table.seen, Some(keeper.lsn)).await?;
         }
         tracing::info!(lsn = %keeper.lsn, "snapshot started");
     }
@@ -234,7 +234,7 @@ async fn go_on(
                 // Later than the job: documents of an earlier life are swept.
                 let lsn = if streams { began } else { keeper.lsn };
                 ledger.replan(id, lsn, &context.plan(&table).await?).await?;
-                ledger.define(id, &table.seen).await?;
+                ledger.define(id, &table.seen, Some(keeper.lsn)).await?;
                 going_on.push(table);
             }
             continue;
@@ -257,7 +257,7 @@ async fn go_on(
             context.counters.notice(Level::Warn, format!("{id}: {reason}, so it is copied from its beginning"));
             // Later than the job: what was copied before is swept.
             ledger.replan(id, keeper.lsn, &context.plan(&table).await?).await?;
-            ledger.define(id, &table.seen).await?;
+            ledger.define(id, &table.seen, Some(keeper.lsn)).await?;
         }
         going_on.push(table);
     }

@@ -10,7 +10,9 @@ use super::deletes::DeleteSet;
 use super::ledger::Ledger;
 use crate::lsn::Lsn;
 use crate::mapping::TableMapping;
+use crate::postgres::definition::Announced;
 use crate::problem::{Problem, ProblemKind};
+use crate::table::TableId;
 use crate::telemetry::lock;
 
 /// The resnapshots that run or are wanted, by the table's number. Each wish is in the ledger, under a number, before it is
@@ -156,6 +158,14 @@ impl Resnapshots {
             let lost = Problem::new(ProblemKind::Internal, "the ledger is closed", "It is opened again by itself.");
             lost.transient()
         })
+    }
+
+    /// Notes as what the stream announced a table: [`Ledger::announced`].
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub async fn announced(&self, table: &TableId, commit: Lsn, announced: &Announced) -> Result<(), Problem> {
+        self.ledger()?.announced(table, commit, announced).await
     }
 
     /// Asks for a resnapshot of a table; a crash after this returns does not lose the wish. `why`: what makes its documents

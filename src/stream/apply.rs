@@ -16,7 +16,8 @@ use crate::change::{Action, ActionBody, Field, Handler, Operation, Row};
 use crate::gate::Gate;
 use crate::lsn::Lsn;
 use crate::mapping::{Handled, TableMapping, unwritable, write_row};
-use crate::postgres::pgoutput::{Message, Oids, Old, Tuple, decode, system_time};
+use crate::postgres::definition::Announced;
+use crate::postgres::pgoutput::{self, Message, Oids, Old, Tuple, decode, system_time};
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::{Lanes, Sink};
 use crate::snapshot::{Resnapshots, action_key};
@@ -217,6 +218,7 @@ impl Applier {
                 if self.relations.announce(&self.client, &relation, self.transaction.xid).await? {
                     self.renamed_documents(relation.oid).await?;
                 }
+                self.announced(&relation).await?;
             }
             Message::Truncate { oids, .. } => {
                 oids.iter().for_each(|oid| self.touches(oid));
@@ -451,6 +453,14 @@ impl Applier {
             self.show(EventKind::Truncate, mapping.number);
         }
         Ok(())
+    }
+
+    /// Notes which columns documents are made of from here on: they may be others than when it is looked at the table.
+    async fn announced(&self, message: &pgoutput::Relation<'_>) -> Result<(), Problem> {
+        let Some((relation, mapping)) = mapped(&self.relations, message.oid)? else { return Ok(()) };
+        let columns = message.columns.iter().map(|column| (column.name.to_owned(), column.type_oid)).collect();
+        let announced = Announced { whole: relation.whole, columns };
+        self.writer.resnapshots.announced(&mapping.table, self.transaction.commit, &announced).await
     }
 
     /// The key of a table has changed, or another table has its name now: documents stand under ids that no change will

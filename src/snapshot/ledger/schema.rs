@@ -73,6 +73,9 @@ CREATE TABLE IF NOT EXISTS public.cdc_snapshot_tables (
     index_uuid TEXT,
     PRIMARY KEY (slot_name, table_schema, table_name)
 );
+ALTER TABLE public.cdc_snapshot_tables
+    ADD COLUMN IF NOT EXISTS since TEXT,
+    ADD COLUMN IF NOT EXISTS announced JSONB;
 CREATE INDEX IF NOT EXISTS idx_chunks_claim ON public.cdc_snapshot_chunks (slot_name, status, claimed_at)
     WHERE status IN ('pending', 'in_progress');
 CREATE INDEX IF NOT EXISTS idx_chunks_status ON public.cdc_snapshot_chunks (slot_name, status);
@@ -85,7 +88,7 @@ SELECT NOT EXISTS (
     SELECT FROM (VALUES
         ('cdc_snapshot_chunks', 'attempts'), ('cdc_snapshot_chunks', 'rows_refused'),
         ('cdc_snapshot_job', 'sweep'), ('cdc_snapshot_job', 'keeper_held'), ('cdc_snapshot_job', 'acknowledged_lsn'),
-        ('cdc_snapshot_tables', 'index_uuid')) AS needed (relname, attname)
+        ('cdc_snapshot_tables', 'announced')) AS needed (relname, attname)
     WHERE NOT EXISTS (
         SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
