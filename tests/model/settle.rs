@@ -54,7 +54,7 @@ impl History {
     }
 
     /// Tables that are to be copied again; none while the first copy is not done.
-    async fn wanted(&self, after_first_copy: bool) -> Option<BTreeSet<String>> {
+    pub async fn wanted(&self, after_first_copy: bool) -> Option<BTreeSet<String>> {
         let there = "SELECT to_regclass('public.cdc_snapshot_job') IS NOT NULL
                         AND to_regclass('public.cdc_snapshot_chunks') IS NOT NULL";
         if !self.client().query_one(there, &[]).await.unwrap().get::<_, bool>(0) {
