@@ -265,6 +265,16 @@ pub enum NumericAs {
     String,
 }
 
+/// What becomes of a table whose rows have no key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WithoutKey {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// A digest of the whole row names its document. Needs `REPLICA IDENTITY FULL`; equal rows are one document.
+    Hash,
+}
+
 /// `snapshot:`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
@@ -336,6 +346,8 @@ pub struct Elasticsearch {
     pub dead_letter_file: Option<PathBuf>,
     /// `numericAs` (ours): how the type `numeric` is written in documents.
     pub numeric_as: NumericAs,
+    /// `tablesWithoutKey` (ours): what becomes of them.
+    pub without_key: WithoutKey,
 }
 
 impl Default for Cdc {
@@ -410,6 +422,7 @@ impl Default for Elasticsearch {
             max_idle_conn_duration: Duration::from_secs(10),
             dead_letter_file: None,
             numeric_as: NumericAs::default(),
+            without_key: WithoutKey::default(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::section::{Field, Section};
 use super::{
     Cdc, Config, Elasticsearch, Heartbeat, LogLevel, Mode, NumericAs, OnSchemaChange, Operation, ReplicaIdentity,
-    Secret, Slot, Snapshot, SslMode, Strategy, Table,
+    Secret, Slot, Snapshot, SslMode, Strategy, Table, WithoutKey,
 };
 use crate::table::TableId;
 
@@ -411,6 +411,8 @@ fn elasticsearch(section: Section<'_>) -> Elasticsearch {
             }
         }
     }
+    let ways = [("refuse", WithoutKey::Refuse), ("hash", WithoutKey::Hash)];
+    set(&mut sink.without_key, section.get("tablesWithoutKey").and_then(|field| field.choice(&ways)));
     without_effect(&section);
     section.refused(
         "rejectionLog",

@@ -1,5 +1,7 @@
 //! The text that names a document.
 
+use sha2::{Digest, Sha256};
+
 use crate::change::Field;
 
 /// The id of a key of one column whose text is empty: Elasticsearch takes no empty id. No text of PostgreSQL holds this
@@ -23,6 +25,26 @@ pub fn write_id<'a>(id: &mut Vec<u8>, fields: impl Iterator<Item = Option<Field<
     }
     true
 }
+
+/// Appends the digest of a whole row. Each text goes in with its length, and NULL is not the empty text, so that different
+/// rows never share what the digest is made of. False when a field is missing or was not sent.
+pub(super) fn write_digest<'a>(id: &mut Vec<u8>, fields: impl Iterator<Item = Option<Field<'a>>>) -> bool {
+    let mut digest = Sha256::new();
+    for field in fields {
+        match field {
+            Some(Field::Text(text)) => {
+                digest.update((text.len() as u64 + 1).to_le_bytes());
+                digest.update(text);
+            }
+            Some(Field::Null) => digest.update(0_u64.to_le_bytes()),
+            Some(Field::Unchanged) | None => return false,
+        }
+    }
+    id.extend(digest.finalize().iter().flat_map(|byte| [byte >> 4, byte & 15].map(|digit| HEX[usize::from(digit)])));
+    true
+}
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// The texts of the key that an id of `columns` columns was made of: the inverse of [`Shape::id`](super::Shape::id).
 /// None where no key makes such an id.
@@ -62,6 +84,32 @@ mod tests {
         assert_eq!(id(&[b"7".to_vec(), b"2024-01-01".to_vec()]), b"7:2024-01-01");
         assert_eq!(id(&[b"a:b".to_vec(), br"c\".to_vec()]), br"a\:b:c\\");
         assert!(!write_id(&mut Vec::new(), [Some(Field::Null)].into_iter()));
+    }
+
+    #[test]
+    fn different_rows_have_different_digests() {
+        let digest = |fields: &[Option<&str>]| {
+            let mut id = Vec::new();
+            let fields =
+                fields.iter().map(|field| Some(field.map_or(Field::Null, |text| Field::Text(text.as_bytes()))));
+            assert!(write_digest(&mut id, fields));
+            String::from_utf8(id).unwrap_or_default()
+        };
+        let rows: [&[Option<&str>]; 9] = [
+            &[Some("ab"), Some("c")],
+            &[Some("a"), Some("bc")],
+            &[Some("abc"), Some("")],
+            &[Some("abc"), None],
+            &[None, Some("abc")],
+            &[None, None],
+            &[Some(""), None],
+            &[Some("")],
+            &[Some("\u{1}\0\0\0\0\0\0\0"), Some("")],
+        ];
+        let digests: std::collections::BTreeSet<String> = rows.iter().map(|row| digest(row)).collect();
+        assert_eq!(digests.len(), rows.len());
+        assert!(digests.iter().all(|digest| digest.len() == 64), "{digests:?}");
+        assert!(!write_digest(&mut Vec::new(), [Some(Field::Text(b"a")), Some(Field::Unchanged)].into_iter()));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 pub use document_id::{read_id, write_id};
 
 use crate::change::{Change, Field, Handler, Operation, Row};
-use crate::config::{Config, Mode, NumericAs};
+use crate::config::{Config, Mode, NumericAs, WithoutKey};
 use crate::lsn::Lsn;
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::{Body, Target};
@@ -30,11 +30,13 @@ pub struct TableMapping {
     pub exclusive: bool,
     /// How its columns of the type `numeric` are written.
     pub numeric_as: NumericAs,
+    /// What becomes of it if it has no key.
+    pub without_key: WithoutKey,
 }
 
 impl TableMapping {
     /// How rows of these columns become this table's documents. `key`: positions of the key's columns in the order of the
-    /// id; those that are marked, where none.
+    /// id; those that are marked, where none. Without a key whole rows name the documents, if the configuration says so.
     #[must_use]
     pub fn shape(&self, mut columns: Vec<Column>, key: Option<Vec<usize>>) -> Shape {
         if self.numeric_as == NumericAs::String {
@@ -46,10 +48,17 @@ impl TableMapping {
                 };
             }
         }
-        match key {
+        let mut shape = match key {
             Some(key) => Shape::with_key(columns, key),
             None => Shape::new(columns),
+        };
+        if shape.key.is_empty() && self.without_key == WithoutKey::Hash {
+            // A partition may have its columns in another order.
+            let mut by_name: Vec<usize> = (0..shape.columns.len()).collect();
+            by_name.sort_by_key(|&at| &shape.columns[at].name);
+            shape.whole = Some(by_name.into());
         }
+        shape
     }
 }
 
@@ -89,8 +98,8 @@ pub fn tables(config: &Config, handled: bool) -> Result<Vec<Arc<TableMapping>>, 
         let index = indices.get(&table).cloned().unwrap_or_default();
         let exclusive = indices.values().filter(|other| **other == index).count() == 1;
         let target = Target::new(&index, u32::try_from(number).unwrap_or(u32::MAX));
-        let numeric_as = config.elasticsearch.numeric_as;
-        Arc::new(TableMapping { table, number, target, index, exclusive, numeric_as })
+        let (numeric_as, without_key) = (config.elasticsearch.numeric_as, config.elasticsearch.without_key);
+        Arc::new(TableMapping { table, number, target, index, exclusive, numeric_as, without_key })
     };
     Ok(tables.into_iter().enumerate().map(mapping).collect())
 }
@@ -100,6 +109,8 @@ pub fn tables(config: &Config, handled: bool) -> Result<Vec<Arc<TableMapping>>, 
 pub struct Shape {
     columns: Vec<Column>,
     key: Vec<usize>,
+    /// Where there is no key and the whole row names the document: all columns, in the order of the digest.
+    whole: Option<Box<[usize]>>,
     encoder: Encoder,
 }
 
@@ -116,7 +127,7 @@ impl Shape {
     #[must_use]
     pub fn with_key(columns: Vec<Column>, key: Vec<usize>) -> Self {
         let encoder = Encoder::new(&columns);
-        Self { columns, key, encoder }
+        Self { columns, key, whole: None, encoder }
     }
 
     /// The columns in order.
@@ -131,6 +142,12 @@ impl Shape {
         &self.key
     }
 
+    /// The whole row names the document.
+    #[must_use]
+    pub fn names_by_whole_rows(&self) -> bool {
+        self.whole.is_some()
+    }
+
     /// The encoder of whole rows.
     #[must_use]
     pub fn encoder(&self) -> &Encoder {
@@ -138,7 +155,7 @@ impl Shape {
     }
 
     /// Writes the id of a row's document into `id`, which is emptied first. False when a key column was not sent or
-    /// is NULL: the row names no document.
+    /// is NULL, or a column of a row without a key was not sent: the row names no document.
     #[inline]
     pub fn id<'a>(&self, id: &mut Vec<u8>, fields: impl Iterator<Item = Field<'a>> + Clone) -> bool {
         id.clear();
@@ -146,6 +163,9 @@ impl Shape {
             let Some(Field::Text(text)) = fields.clone().nth(at) else { return false };
             id.extend_from_slice(if text.is_empty() { document_id::EMPTY } else { text });
             return true;
+        }
+        if let Some(columns) = &self.whole {
+            return document_id::write_digest(id, columns.iter().map(|&at| fields.clone().nth(at)));
         }
         !self.key.is_empty() && write_id(id, self.key.iter().map(|&at| fields.clone().nth(at)))
     }

@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use super::catalog::{self, TableInfo, Wanted};
 use super::publication;
 use super::slot::SlotInfo;
-use crate::config::{Config, Mode, Strategy};
+use crate::config::{Config, Mode, Strategy, WithoutKey};
 use crate::problem::{Problem, ProblemKind};
 use crate::table::{Column, TableId};
 
@@ -231,7 +231,9 @@ async fn ready(
         }
         readable(client, &info).await?;
         // Before the publication: once published, a table without a key refuses its application's UPDATE and DELETE.
-        if need_key && info.key().is_empty() {
+        let named =
+            !info.key().is_empty() || by_whole_rows(config) && (!streams || sends_whole_rows(client, &info).await?);
+        if need_key && !named {
             return Err(crate::stream::no_key(id));
         }
         if need_key && streams && info.kind == 'p' {
@@ -247,7 +249,7 @@ async fn ready(
         published(client, config, server, &mut found, make).await?;
     }
     for ready in &found {
-        if need_key && ready.info.key().is_empty() {
+        if need_key && ready.info.key().is_empty() && !by_whole_rows(config) {
             return Err(crate::stream::no_key(&ready.info.id));
         }
         reserved(&ready.info)?;
@@ -328,6 +330,17 @@ async fn readable(client: &Client, info: &TableInfo) -> Result<(), Problem> {
         ));
     }
     Ok(())
+}
+
+fn by_whole_rows(config: &Config) -> bool {
+    config.elasticsearch.without_key == WithoutKey::Hash
+}
+
+/// UPDATE and DELETE bring the whole old row, of each partition.
+async fn sends_whole_rows(client: &Client, info: &TableInfo) -> Result<bool, Problem> {
+    let leaves: Vec<u32> = info.leaves.iter().map(|leaf| leaf.oid).collect();
+    let sql = "SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = ANY ($1) AND relreplident <> 'f')";
+    Ok(info.replica_identity == 'f' && client.query_one(sql, &[&leaves]).await?.get::<_, bool>(0))
 }
 
 /// Each partition has to send the key of its table, by which documents are named, whatever its own one is.
@@ -505,7 +518,8 @@ pub async fn unpublished<'a>(
         {
             info = changed;
         }
-        if !info.key().is_empty() && !info.leaves.iter().any(|leaf| publishes(&leaf.id)) {
+        let named = !info.key().is_empty() || by_whole_rows(config) && sends_whole_rows(client, &info).await?;
+        if named && !info.leaves.iter().any(|leaf| publishes(&leaf.id)) {
             missing.push(table);
         }
     }

@@ -100,7 +100,9 @@ impl Relations {
         let another = entry.whole && std::mem::replace(&mut mapped.oid, oid) != oid;
         let root = mapped.oid;
         let (shape, key) = shape_of(client, relation, &mapping, (!entry.whole).then_some(root), xid).await?;
-        if self.need_key && key.is_empty() {
+        // With any other identity the old row, by whose content its document is named, would not come.
+        let by_whole_rows = shape.names_by_whole_rows() && relation.replica_identity == b'f';
+        if self.need_key && key.is_empty() && !by_whole_rows {
             return Err(no_key(&mapping.table));
         }
         entry.shape = shape;
@@ -174,7 +176,8 @@ pub(crate) fn no_key(table: &TableId) -> Problem {
         format!("table {table} has no primary key that is published, so its rows name no document"),
         format!(
             "Add a primary key, or set REPLICA IDENTITY USING INDEX with a unique index on columns that are NOT NULL \
-             (`replicaIdentity: USING INDEX`), or take {table} out of `tableIndexMapping`."
+             (`replicaIdentity: USING INDEX`), or take {table} out of `tableIndexMapping`. Where no two rows are ever equal, \
+             REPLICA IDENTITY FULL and `elasticsearch.tablesWithoutKey: hash` do as well."
         ),
     )
 }

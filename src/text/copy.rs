@@ -4,6 +4,9 @@ use crate::change::Field;
 
 use super::scalar::hex_digit;
 
+/// A longer buffer held a huge value; it goes back to the system.
+const SPARE_BYTES: usize = 32 << 20;
+
 /// Splits lines into fields. Made once and used for many lines: it keeps its buffers.
 ///
 /// ```
@@ -35,6 +38,7 @@ impl Splitter {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         self.spans.clear();
         self.unescaped.clear();
+        self.unescaped.shrink_to(SPARE_BYTES);
         let (mut start, mut escaped) = (0, false);
         for at in memchr::memchr2_iter(b'\t', b'\\', line) {
             if line[at] == b'\\' {

@@ -120,22 +120,26 @@ impl Rows {
         self.find(client, &condition, &wanted, found).await
     }
 
-    /// The rows of ids that may be digests of long keys, which cannot be read back. Only documents that nobody saw a row
-    /// for have such an id and no key.
+    /// The rows of ids that may be digests of long keys, or of whole rows, which cannot be read back. Only documents that
+    /// nobody saw a row for have such an id and no key.
     async fn by_digests(
         &self,
         client: &Client,
         candidates: &[Candidate],
         found: &mut HashMap<String, Row>,
     ) -> Result<(), Problem> {
+        let whole = self.shape.names_by_whole_rows();
         let is_digest = |candidate: &&Candidate| {
             let id = candidate.id.as_bytes();
-            candidate.raw.is_none() && id.len() == 64 && id.iter().all(u8::is_ascii_hexdigit)
+            (whole || candidate.raw.is_none()) && id.len() == 64 && id.iter().all(u8::is_ascii_hexdigit)
         };
         let wanted: HashSet<&str> =
             candidates.iter().filter(is_digest).map(|candidate| candidate.id.as_str()).collect();
         if wanted.is_empty() {
             return Ok(());
+        }
+        if whole {
+            return self.find(client, "true", &wanted, found).await;
         }
         let lengths: Vec<_> = self.key.iter().map(|name| format!("octet_length({name}::text)")).collect();
         let condition = format!("{} > {LONG_KEY}", lengths.join(" + "));

@@ -7,6 +7,8 @@
 mod support;
 mod table;
 mod values;
+mod wide;
+mod without_key;
 
 use std::collections::{BTreeMap, BTreeSet};
 

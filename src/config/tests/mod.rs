@@ -65,6 +65,7 @@ elasticsearch:
   maxIdleConnDuration: 1h
   deadLetterFile: /var/lib/pgtide/dead.ndjson
   numericAs: string
+  tablesWithoutKey: hash
   discoverNodesInterval: 5m
   disableDiscoverNodesOnStart: true
   typeName: ""
@@ -242,6 +243,7 @@ fn every_key_is_read() {
             max_idle_conn_duration: Duration::from_secs(3600),
             dead_letter_file: Some("/var/lib/pgtide/dead.ndjson".into()),
             numeric_as: NumericAs::String,
+            without_key: WithoutKey::Hash,
         },
     };
     assert_eq!(config, expected);

@@ -1,0 +1,134 @@
+//! Wide and long: as many columns, as long names and values as PostgreSQL has.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use pgtide::engine::Phase;
+use pgtide::store::{self, Store};
+use pgtide::table::{TableId, quote_identifier};
+
+use super::support::pipeline::{LIMIT, Rig, stop};
+use super::support::process::{Pipeline, Settings, wait_confirmed};
+use super::support::{fresh_database, wait_until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn as_many_columns_as_there_can_be() {
+    let rig = Rig::new().await;
+    let columns: Vec<String> = (1..1_600).map(|at| format!("column_{at} int2 DEFAULT {at}")).collect();
+    // The key at the end.
+    rig.sql(&format!("CREATE TABLE wide ({}, id int PRIMARY KEY)", columns.join(", "))).await;
+    rig.sql("INSERT INTO wide (id) SELECT generate_series(1, 50)").await;
+    let engine = rig.run(rig.config(&["wide"])).await;
+    rig.equal("wide").await;
+    rig.sql("INSERT INTO wide (id, column_1599) SELECT n, n FROM generate_series(51, 100) n; UPDATE wide SET column_800 = NULL")
+        .await;
+    rig.sql("DELETE FROM wide WHERE id = 7; UPDATE wide SET id = 7 WHERE id = 8").await;
+    rig.equal("wide").await;
+    assert_eq!(rig.documents("wide")["100"].as_object().unwrap().len(), 1_600);
+    stop(engine).await;
+}
+
+/// `NAMEDATALEN` leaves 63 bytes. Longer ones PostgreSQL cuts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_as_long_as_there_can_be() {
+    let rig = Rig::new().await;
+    let long = |first: &str| format!("{first}{}", "\u{e9}".repeat((63 - first.len()) / 2));
+    let (schema, table, column) = (long("A schema's"), long("A \"table\"\\"), long("a column "));
+    for name in [&schema, &table, &column] {
+        assert!(name.len() >= 62, "{name}");
+    }
+    let id = TableId::new(&schema, &table);
+    let quoted = quote_identifier(&column);
+    rig.sql(&format!(
+        "CREATE SCHEMA {}; CREATE TABLE {} (id int, {quoted} text, PRIMARY KEY ({quoted}, id));
+         INSERT INTO {} VALUES (1, 'a'), (2, 'b')",
+        quote_identifier(&schema),
+        id.quoted(),
+        id.quoted()
+    ))
+    .await;
+    let mut config = rig.config(&["elsewhere"]);
+    config.cdc.publication.tables[0].id = id.clone();
+    config.cdc.publication.name = long("a publication ");
+    config.elasticsearch.table_index_mapping = [(id.clone(), "long".to_owned())].into();
+    let engine = rig.run(config).await;
+    rig.sql(&format!("INSERT INTO {} VALUES (3, 'c'); DELETE FROM {} WHERE id = 1", id.quoted(), id.quoted())).await;
+    rig.delivered().await;
+    let documents = rig.documents("long");
+    assert_eq!(documents.keys().collect::<Vec<_>>(), ["2:b", "3:c"]);
+    assert_eq!(documents["3:c"][&column], "c");
+    stop(engine).await;
+}
+
+/// The highest resident memory of a process so far, in bytes.
+fn highest_resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+const MIB: u64 = 1 << 20;
+
+/// A row of 200 MB goes through, by copy, by stream and by reading again, at a small multiple of its size in memory.
+/// Where the server takes no such body, it goes to the dead letters, and its neighbours are not held up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_of_200_megabytes() {
+    let database = fresh_database().await;
+    let sql = |sql: &'static str| database.client.batch_execute(sql);
+    sql("CREATE TABLE long (id int PRIMARY KEY, n int, value text); ALTER TABLE long ALTER value SET STORAGE EXTERNAL;
+         INSERT INTO long SELECT n, 0, 'short' FROM generate_series(1, 100) n;
+         UPDATE long SET value = repeat(repeat('tide ', 199) || E'\"\\n\\\\\u{e9}', 200 * 1000) WHERE id = 50")
+    .await
+    .unwrap();
+    let length: i32 =
+        database.client.query_one("SELECT octet_length(value) FROM long WHERE id = 50", &[]).await.unwrap().get(0);
+    let length = u64::try_from(length).unwrap();
+    assert_eq!(length, 200_000_000);
+    let options = store::Options { max_content_length: 400 << 20, ..store::Options::default() };
+    let store = Store::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), options).await.unwrap();
+    let settings = Settings {
+        name: database.name.clone(),
+        tables: vec!["long"],
+        chunk_size: 8_000,
+        batch_size_limit: 10_000,
+        workers: 1,
+    };
+    let limit = 2 * LIMIT;
+    let mut pipeline = Pipeline::to(&database.config, &store.url(), &settings);
+    pipeline.start();
+    pipeline.wait("it is live", limit, |status| status.phase == Phase::Streaming).await;
+    let of_copy = highest_resident(pipeline.pid());
+    // Its beginning, and that it is all there.
+    let found = |id: &str, n: u32| {
+        let documents = store.documents("long");
+        let (_, source) = &documents[id];
+        let head = format!("{{\"id\":{id},\"n\":{n},\"value\":\"tide tide");
+        source.starts_with(head.as_bytes()) && source.len() as u64 == length + 3 * 200_000 + head.len() as u64 - 7
+    };
+    assert!(found("50", 0));
+    // Whole in the stream, and left out of it.
+    sql("INSERT INTO long SELECT 101, 1, value FROM long WHERE id = 50").await.unwrap();
+    wait_confirmed(&database.client, &database.name, limit).await;
+    assert!(found("101", 1));
+    sql("UPDATE long SET n = 2 WHERE id <= 100").await.unwrap();
+    wait_confirmed(&database.client, &database.name, limit).await;
+    assert!(found("50", 2));
+    let highest = highest_resident(pipeline.pid());
+    println!("{} MiB in the copy, {} MiB in all", of_copy / MIB, highest / MIB);
+    assert!(highest < 6 * length, "{} MiB", highest / MIB);
+    pipeline.kill();
+
+    // The next server takes less.
+    let store = Store::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), store::Options::default()).await.unwrap();
+    pipeline.set("/elasticsearch/urls", vec![store.url()]);
+    pipeline.set("/cdc/snapshot/resnapshot", true);
+    sql("DELETE FROM long WHERE id = 101").await.unwrap();
+    pipeline.start();
+    wait_until("the others are there", limit, || async { store.documents("long").len() == 99 }).await;
+    let status = pipeline.wait("it is refused", limit, |status| status.sink.rejected == 1).await;
+    assert_eq!(status.sink.documents, 99, "{status:?}");
+    let highest = highest_resident(pipeline.pid());
+    println!("{} MiB with a dead letter", highest / MIB);
+    assert!(highest < 7 * length, "{} MiB", highest / MIB);
+    pipeline.kill();
+}
