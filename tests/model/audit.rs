@@ -1,13 +1,14 @@
 //! `pgtide verify` at the end of a history, when documents are rows: it has to say so. Documents that are damaged before
 //! have to be found, those and no others, and repaired.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
 use pgtide::config::Config;
 use pgtide::verify::{self, DifferenceKind, Outcome};
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -97,7 +98,8 @@ async fn harm(history: &History, damage: Damage, done: &Found) -> Option<Harmed>
     let documents = history.store.documents(table.name());
     // With the version that it has, so that nothing about it but its content is odd.
     let (id, (version, source)) = documents.iter().nth(at % documents.len().max(1))?;
-    let mut document: serde_json::Map<String, Value> = serde_json::from_slice(source).unwrap();
+    // As text: a number stays as it is written.
+    let mut document: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(source).unwrap();
     let (mut id, mut fields) = (id.clone(), Vec::new());
     let action = if what == DifferenceKind::Missing { "delete" } else { "index" };
     match what {
@@ -106,7 +108,7 @@ async fn harm(history: &History, damage: Damage, done: &Found) -> Option<Harmed>
             id = format!("{}{id}", 90 + at % 10);
         }
         DifferenceKind::Different => {
-            document["v"] = "damaged".into();
+            document.insert("v".to_owned(), to_raw_value("damaged").unwrap());
             fields.push("v".to_owned());
         }
     }
@@ -114,7 +116,11 @@ async fn harm(history: &History, damage: Damage, done: &Found) -> Option<Harmed>
         return None;
     }
     let meta = json!({action: {"_index": table.name(), "_id": id, "version": version, "version_type": "external_gte"}});
-    let source = if what == DifferenceKind::Missing { String::new() } else { format!("{}\n", Value::Object(document)) };
+    let source = if what == DifferenceKind::Missing {
+        String::new()
+    } else {
+        format!("{}\n", serde_json::to_string(&document).unwrap())
+    };
     let request = http().post(format!("{}/_bulk", history.store.url())).header("content-type", "application/x-ndjson");
     let answer = request.body(format!("{meta}\n{source}")).send().await.unwrap().text().await.unwrap();
     let answer: Value = serde_json::from_str(&answer).unwrap();
