@@ -1,7 +1,6 @@
 //! `pgtide drop`: takes away what a pipeline left in PostgreSQL.
 
 use std::fmt::Write as _;
-use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,11 +8,11 @@ use clap::Args;
 use indicatif::HumanBytes;
 use pgtide::config::Config;
 use pgtide::postgres::publication::Maker;
-use pgtide::problem::{Problem, ProblemKind};
+use pgtide::problem::Problem;
 use pgtide::removal::Remains;
 use pgtide::table::quote_identifier;
 
-use super::{complain, print, shown_text};
+use super::{confirmed, print, shown_text};
 
 /// The answer was no.
 const REFUSED: u8 = 1;
@@ -61,7 +60,7 @@ pub(super) async fn main(arguments: Arguments) -> Result<ExitCode, Problem> {
     if arguments.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
-    if !arguments.yes && !confirmed()? {
+    if !arguments.yes && !confirmed("Remove it?", "removed")? {
         print("Nothing was removed.\n")?;
         return Ok(ExitCode::from(REFUSED));
     }
@@ -146,21 +145,4 @@ fn staying(remains: &Remains, config: &Config, publication: bool) -> Vec<String>
         items.push(format!("the documents, in {}", names.join(", ")));
     }
     items
-}
-
-/// Asks on the terminal.
-fn confirmed() -> Result<bool, Problem> {
-    let input = std::io::stdin();
-    if !input.is_terminal() {
-        return Err(Problem::new(
-            ProblemKind::Config,
-            "nothing was removed: there is no terminal to ask on",
-            "Give --yes to remove it without being asked.",
-        ));
-    }
-    complain("Remove it? [y/N] ");
-    let mut answer = String::new();
-    // An end of input is no yes.
-    let _ = input.lock().read_line(&mut answer);
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }

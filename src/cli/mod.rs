@@ -1,5 +1,6 @@
 //! The command line: arguments, and one file per subcommand.
 
+mod dead_letters;
 mod demo;
 mod drop;
 mod present;
@@ -7,7 +8,7 @@ mod run;
 mod store;
 mod verify;
 
-use std::io::{self, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -30,6 +31,9 @@ enum Command {
     Run(run::Arguments),
     /// Compare rows and documents, while changes flow, and repair what differs
     Verify(verify::Arguments),
+    /// List, show, send again or drop the documents that Elasticsearch refused
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
     /// Remove what a pipeline left in PostgreSQL: slot, publication, ledger; asks first
     Drop(drop::Arguments),
     /// Run the local document store alone: the part of Elasticsearch's HTTP API that pgtide uses
@@ -100,6 +104,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Demo(arguments) => block_on(demo::main(arguments)),
         Command::Run(arguments) => block_on(run::main(arguments)),
         Command::Verify(arguments) => block_on(verify::main(arguments)),
+        Command::DeadLetters(command) => block_on(dead_letters::main(command)),
         Command::Drop(arguments) => block_on(drop::main(arguments)),
         Command::Store(arguments) => block_on(store::main(arguments)),
         Command::Completions { shell } => {
@@ -159,9 +164,41 @@ fn shown_text(text: &str) -> String {
     if plain { text.to_owned() } else { escaped }
 }
 
+/// JSON for a terminal: control characters are escapes already, what else acts becomes one.
+fn shown_json(json: &str) -> String {
+    let shown = |c: char| match c {
+        '"' | '\'' | '\\' => c.to_string(),
+        c => c.escape_debug().to_string(),
+    };
+    json.chars().map(shown).collect()
+}
+
+/// Asks on the terminal; `done` says what was not done where there is none.
+fn confirmed(question: &str, done: &str) -> Result<bool, Problem> {
+    let input = io::stdin();
+    if !input.is_terminal() {
+        return Err(Problem::new(
+            ProblemKind::Config,
+            format!("nothing was {done}: there is no terminal to ask on"),
+            "Give --yes to do it without being asked.",
+        ));
+    }
+    complain(&format!("{question} [y/N] "));
+    let mut answer = String::new();
+    // An end of input is no yes.
+    let _ = input.lock().read_line(&mut answer);
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_are_shown_as_they_are_but_not_obeyed() {
+        assert_eq!(shown_json(r#"{"a":"\n'é\\"}"#), r#"{"a":"\n'é\\"}"#);
+        assert_eq!(shown_json("a\u{202e}b\u{1b}"), r"a\u{202e}b\u{1b}");
+    }
 
     #[test]
     fn ids_are_shown_and_not_obeyed() {

@@ -108,8 +108,12 @@ impl Engine {
         let elasticsearch = &config.elasticsearch;
         let client = Client::new(elasticsearch)?;
         let dead_letters = elasticsearch.dead_letter_file.clone().unwrap_or_else(|| options.dead_letter_file.clone());
-        let sink = sink::Sink::new(client, SinkOptions::new(elasticsearch.concurrent_request, dead_letters));
         let mappings = mapping::tables(&config, options.handler.is_some())?;
+        let sink_options = SinkOptions {
+            tables: mapping::names(&mappings),
+            ..SinkOptions::new(elasticsearch.concurrent_request, dead_letters)
+        };
+        let sink = sink::Sink::new(client, sink_options);
         let shared = Arc::new(Shared::new(options, sink, mappings));
         let (control, commands) = Control::channel();
         let task = tokio::spawn(pipeline::supervise(Arc::clone(&shared), commands));

@@ -104,6 +104,12 @@ pub fn tables(config: &Config, handled: bool) -> Result<Vec<Arc<TableMapping>>, 
     Ok(tables.into_iter().enumerate().map(mapping).collect())
 }
 
+/// What the tables are called, by their numbers.
+#[must_use]
+pub fn names(tables: &[Arc<TableMapping>]) -> Vec<String> {
+    tables.iter().map(|table| table.table.to_string()).collect()
+}
+
 /// The columns of a table at one time, prepared for encoding.
 #[derive(Debug)]
 pub struct Shape {

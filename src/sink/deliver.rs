@@ -40,10 +40,13 @@ pub struct SinkOptions {
     pub slow: Duration,
     /// The file for documents that Elasticsearch refuses for good.
     pub dead_letters: PathBuf,
+    /// What the tables are called in that file, by the numbers that their [`Target`](super::Target)s have.
+    pub tables: Vec<String>,
 }
 
 impl SinkOptions {
-    /// `max_in_flight` bulks, waits of 100 ms to 30 s, patience of 20 s, refused documents to the file `dead_letters`.
+    /// `max_in_flight` bulks, waits of 100 ms to 30 s, patience of 20 s, refused documents to the file `dead_letters`,
+    /// where no table has a name.
     #[must_use]
     pub fn new(max_in_flight: usize, dead_letters: PathBuf) -> Self {
         Self {
@@ -52,7 +55,12 @@ impl SinkOptions {
             backoff_cap: Duration::from_secs(30),
             slow: Duration::from_secs(20),
             dead_letters,
+            tables: Vec::new(),
         }
+    }
+
+    fn table(&self, number: u32) -> &str {
+        usize::try_from(number).ok().and_then(|number| self.tables.get(number)).map_or("", String::as_str)
     }
 }
 
@@ -214,7 +222,7 @@ impl Sink {
                 Step::Split { status, kind, reason } if part.len() == 1 => {
                     let error = ErrorText { kind: kind.into(), reason: reason.into() };
                     let mut judged = Judged::default();
-                    refuse(&mut judged, &part, 0, status, Some(&error));
+                    refuse(&mut judged, &self.inner.options, &part, 0, status, Some(&error));
                     self.bury(&part, &judged.refused, judged.letters).await;
                     delivered.rejected += 1;
                     None
@@ -289,7 +297,7 @@ impl Sink {
         match response::read(&answer.body, &part.items) {
             Ok(items) => {
                 self.inner.stats.answered(part.bytes.len(), part.len(), began.elapsed());
-                Step::Judged(judge_items(part, &items, answer.retry_after))
+                Step::Judged(judge_items(&self.inner.options, part, &items, answer.retry_after))
             }
             Err(reason) => again(&SinkError::Malformed { url: answer.url, reason }, None),
         }
@@ -374,7 +382,7 @@ const BUSY: &str =
     "Elasticsearch has more to do than it can. It is asked more slowly; a smaller concurrentRequest may help.";
 
 /// Judges every item of an answered part.
-fn judge_items(part: &Parcel, items: &Items<'_>, asked: Option<Duration>) -> Judged {
+fn judge_items(options: &SinkOptions, part: &Parcel, items: &Items<'_>, asked: Option<Duration>) -> Judged {
     let mut judged = Judged::default();
     let Items::Each(items) = items else {
         judged.tally.settled = (0..part.len()).collect();
@@ -408,7 +416,7 @@ fn judge_items(part: &Parcel, items: &Items<'_>, asked: Option<Duration>) -> Jud
                         Some(item_trouble(part, position, answer.status, answer.error.as_ref(), slow, asked));
                 }
             }
-            Verdict::Reject => refuse(&mut judged, part, position, answer.status, answer.error.as_ref()),
+            Verdict::Reject => refuse(&mut judged, options, part, position, answer.status, answer.error.as_ref()),
         }
     }
     judged
@@ -458,10 +466,18 @@ fn id_of(part: &Parcel, position: usize) -> String {
     serde_json::from_slice::<Line<'_>>(action).map(|line| line.index.id.into_owned()).unwrap_or_default()
 }
 
-fn refuse(judged: &mut Judged, part: &Parcel, position: usize, status: u16, error: Option<&ErrorText<'_>>) {
+fn refuse(
+    judged: &mut Judged,
+    options: &SinkOptions,
+    part: &Parcel,
+    position: usize,
+    status: u16,
+    error: Option<&ErrorText<'_>>,
+) {
     let (action, document) = part.lines(position);
     let (kind, reason) = error.map_or(("", ""), |error| (error.kind.as_ref(), error.reason.as_ref()));
-    dead_letter::write_line(&mut judged.letters, part.items[position].table, status, kind, reason, action, document);
+    let table = options.table(part.items[position].table);
+    dead_letter::write_line(&mut judged.letters, table, status, kind, reason, action, document);
     judged.refused.push(Refused { position, id: id_of(part, position), reason: response::describe(status, error) });
 }
 

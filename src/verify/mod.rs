@@ -8,6 +8,9 @@
 //! settle       looks at what seems to differ until it is certain
 //! stream       waits until the stream has passed a position
 //! repair       copies just the rows that differ
+//! retry        copies just the rows of dead letters, which leave their file
+//! refused      which of the differing ids have a dead letter
+//! sides        the connections to both sides
 //! report       what was found
 //! ```
 //!
@@ -15,40 +18,42 @@
 //! another. So memory does not grow with the table: it holds two parts of 512, at most 100,000 ids that are looked at
 //! again, and a page of documents. The disk holds about 21 bytes a row and a document, and their ids.
 
-mod dead_letters;
 mod documents;
 mod fingerprint;
+mod refused;
 mod repair;
 mod report;
+mod retry;
 mod rows;
 mod settle;
+mod sides;
 mod spill;
 mod stream;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use self::documents::Documents;
 pub use self::report::{Difference, DifferenceKind, Outcome, Repaired, Report, TableReport};
+pub use self::retry::{Retried, retry};
 use self::rows::Rows;
 use self::settle::{Settle, Settled};
+use self::sides::{Sides, definition};
 use self::spill::{BUCKETS, Record, Spill, records};
 use self::stream::Stream;
-use crate::config::{Config, Mode};
+use crate::config::Config;
 use crate::mapping::{self, TableMapping};
-use crate::postgres::connect::connect;
-use crate::postgres::definition::{self, Definition};
-use crate::postgres::preflight::{self, Ready, Server};
+use crate::postgres::definition::Definition;
+use crate::postgres::preflight::{Ready, Server};
 use crate::problem::{Problem, ProblemKind};
-use crate::sink::{self, Sink, SinkOptions, document_id};
-use crate::snapshot::Recorded;
+use crate::sink::{DeadLetters, Sink, document_id};
 use crate::table::TableId;
 
 /// Ids that are looked at again together.
@@ -97,6 +102,13 @@ impl Options {
             progress: None,
         }
     }
+
+    /// Where refused documents are.
+    #[must_use]
+    pub fn dead_letters(&self) -> DeadLetters {
+        let configured = self.config.elasticsearch.dead_letter_file.as_ref();
+        DeadLetters::new(configured.unwrap_or(&self.dead_letter_file).clone())
+    }
 }
 
 /// Is told how far it has come.
@@ -136,62 +148,13 @@ pub async fn run(
     stop: &CancellationToken,
     mut each: impl FnMut(&TableReport),
 ) -> Result<Report, Problem> {
-    let config = &options.config;
-    let elasticsearch = &config.elasticsearch;
-    let dead_letters = elasticsearch.dead_letter_file.as_ref().unwrap_or(&options.dead_letter_file);
-    let sink_options = SinkOptions::new(elasticsearch.concurrent_request, dead_letters.clone());
-    let sink = Sink::new(sink::Client::new(elasticsearch)?, sink_options);
-    let mappings = wanted(config, options.table.as_deref())?;
-    sink.client().info().await?;
-    let client = connect(&config.cdc, "verify").await?;
-    let server = preflight::server(&client).await?;
+    let mappings = wanted(&options.config, options.table.as_deref())?;
+    let sides = Sides::open(options, &mappings).await?;
     let names: Vec<TableId> = mappings.iter().map(|mapping| mapping.table.clone()).collect();
-    let recorded = Recorded::read(&client, &config.job()).await?;
-    if recorded.half_done {
-        return Err(Problem::new(
-            ProblemKind::Setup,
-            "the tables are still being copied for the first time",
-            "Compare once the copy is done: `pgtide run` says so.",
-        ));
-    }
-    // Whatever is in the way of one of them is said before the first is read.
-    preflight::look(&client, config, &server, &names, true).await?;
-    let mut report =
-        Report { notes: preflight::warnings(&client, config, &server, &names).await?, ..Report::default() };
-    let copied = config.cdc.snapshot.tables.iter().map(|table| &table.id).collect::<Vec<_>>();
-    for name in &names {
-        if config.mode() == Mode::Never || !copied.is_empty() && !copied.contains(&name) {
-            report.notes.push(format!(
-                "{name}: is not copied by this configuration, so rows from before its slot count as missing"
-            ));
-        }
-    }
-    let synchronous = stream::synchronous(&client).await?;
+    let mut report = Report { notes: sides.notes(&names).await?, ..Report::default() };
     for mapping in &mappings {
-        let table = std::slice::from_ref(&mapping.table);
-        // In this order: what is read of the table is not older than its definition.
-        let defined = definition(&client, config, &server, &mapping.table).await?;
-        let looked = preflight::look(&client, config, &server, table, true).await?.pop();
-        let (Some(defined), Some(ready)) = (defined, looked) else { return Err(gone(&mapping.table)) };
-        let comparison = Comparison {
-            options,
-            client: &client,
-            sink: &sink,
-            mapping,
-            rows: Rows::new(mapping, &ready),
-            ready,
-            server: &server,
-            defined,
-            stream: Stream::new(config),
-            synchronous,
-            copying: recorded.wanted.contains(&mapping.table),
-            stop,
-        };
-        let table = tokio::select! {
-            table = comparison.run(dead_letters) => table?,
-            problem = trouble(&sink, options.timeout) => return Err(problem),
-            () = stop.cancelled() => return Err(stopped()),
-        };
+        let comparison = sides.of(mapping, stop).await?;
+        let table = sides.within_patience(comparison.run(&sides.dead_letters), stop).await?;
         each(&table);
         report.tables.push(table);
     }
@@ -212,38 +175,6 @@ fn wanted(config: &Config, table: Option<&str>) -> Result<Vec<Arc<TableMapping>>
         ));
     }
     Ok(chosen)
-}
-
-/// Ends when Elasticsearch has been in trouble for too long: what reads from it tries again for ever.
-async fn trouble(sink: &Sink, timeout: Duration) -> Problem {
-    let mut since = None;
-    loop {
-        match sink.stats().trouble {
-            None => since = None,
-            Some(trouble) => {
-                if since.get_or_insert_with(Instant::now).elapsed() >= timeout {
-                    return Problem::new(ProblemKind::Elasticsearch, trouble.reason, trouble.hint);
-                }
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// What a table is now; none where there is none of its name.
-async fn definition(
-    client: &Client,
-    config: &Config,
-    server: &Server,
-    table: &TableId,
-) -> Result<Option<Definition>, Problem> {
-    let publication = &config.cdc.publication.name;
-    let looked = definition::look(client, server.version, std::slice::from_ref(table), publication).await?;
-    Ok(looked.into_iter().flatten().next().map(|seen| seen.definition))
-}
-
-fn gone(table: &TableId) -> Problem {
-    Problem::new(ProblemKind::Setup, format!("table {table} was dropped or renamed meanwhile"), "Start again.")
 }
 
 fn stopped() -> Problem {
@@ -269,7 +200,7 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    async fn run(&self, dead_letters: &Path) -> Result<TableReport, Problem> {
+    async fn run(&self, dead_letters: &DeadLetters) -> Result<TableReport, Problem> {
         let mut report = TableReport {
             table: self.mapping.table.to_string(),
             index: self.mapping.index.clone(),
@@ -291,7 +222,7 @@ impl Comparison<'_> {
             });
         }
         outcome?;
-        dead_letters::mark(dead_letters, &self.mapping.index, &mut report.differences);
+        refused::mark(dead_letters, &self.mapping.index, &mut report.differences);
         Ok(report)
     }
 
@@ -326,7 +257,7 @@ impl Comparison<'_> {
         }
         (report.missing, report.extra, report.different) = (settled.missing, settled.extra, settled.different);
         if self.options.repair && settled.count() > 0 {
-            settled = self.repair(settled, report).await?;
+            (settled, _) = self.repair(settled, report).await?;
             report.left = Some(settled.count());
         }
         report.not_compared = settled.unsettled;
@@ -354,7 +285,9 @@ impl Comparison<'_> {
 
     /// Repairs, and looks again at what was repaired. What is one too many then is repaired again: its row was deleted
     /// meanwhile. All else that still differs was refused, or is of something else's making, and would be so again.
-    async fn repair(&self, settled: Settled, report: &mut TableReport) -> Result<Settled, Problem> {
+    /// Gives as well what could not be looked at.
+    async fn repair(&self, settled: Settled, report: &mut TableReport) -> Result<(Settled, Vec<Candidate>), Problem> {
+        let mut undecided = Vec::new();
         let mut done = Repaired::default();
         let mut left = Settled { unsettled: settled.unsettled, ..Settled::default() };
         let mut wrong = settled.wrong;
@@ -372,13 +305,13 @@ impl Comparison<'_> {
             done.superseded += repaired.superseded;
             done.refused += repaired.refused;
             report.repaired = Some(done);
-            self.settle().settle(again, &mut left).await?;
+            undecided.extend(self.settle().settle(again, &mut left).await?);
             wrong = if turn < TURNS { left.take_left_over() } else { Vec::new() };
             if wrong.is_empty() {
                 break;
             }
         }
-        Ok(left)
+        Ok((left, undecided))
     }
 
     /// Reads both sides at the same time.

@@ -70,6 +70,18 @@ pub(super) struct Wrong {
     pub(super) documents: Vec<(String, Option<String>)>,
 }
 
+impl Wrong {
+    /// An id that is to be as its row, whatever its documents are.
+    pub(super) fn refused(candidate: Candidate, documents: &[Document]) -> Self {
+        Self { candidate, left_over: false, documents: places(documents) }
+    }
+}
+
+/// Where documents are: index, routing.
+fn places(documents: &[Document]) -> Vec<(String, Option<String>)> {
+    documents.iter().map(|document| (document.hit.index.clone(), document.hit.routing.clone())).collect()
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Equal,
@@ -105,8 +117,12 @@ impl Settled {
 }
 
 impl Settle<'_> {
-    /// Looks at `pending` again, in rounds, until each is certain or the time is up.
-    pub(super) async fn settle(&self, mut pending: Vec<Candidate>, settled: &mut Settled) -> Result<(), Problem> {
+    /// Looks at `pending` again, in rounds, until each is certain or the time is up. Gives those that are not.
+    pub(super) async fn settle(
+        &self,
+        mut pending: Vec<Candidate>,
+        settled: &mut Settled,
+    ) -> Result<Vec<Candidate>, Problem> {
         let deadline = Instant::now() + self.timeout;
         let mut round = 0;
         while !pending.is_empty() {
@@ -120,7 +136,7 @@ impl Settle<'_> {
             let seen_at = position(self.client).await?;
             if let Passed::No(reason) = self.stream.pass(self.client, seen_at, deadline).await? {
                 settled.unsettled(reason, pending.len() as u64);
-                return Ok(());
+                return Ok(pending);
             }
             self.documents.sink.refresh(self.documents.index, self.documents.stop).await?;
             let (mut again, mut opened) = (Vec::new(), 0);
@@ -150,7 +166,7 @@ impl Settle<'_> {
             }
             pending = again;
             if pending.is_empty() {
-                return Ok(());
+                break;
             }
             if Instant::now() >= deadline {
                 settled.unsettled(
@@ -158,11 +174,11 @@ impl Settle<'_> {
                     opened,
                 );
                 settled.unsettled("they keep changing", pending.len() as u64 - opened);
-                return Ok(());
+                return Ok(pending);
             }
             tokio::time::sleep(PAUSE).await;
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     fn differs(
@@ -199,10 +215,8 @@ impl Settle<'_> {
                 document: document.and_then(|document| value(document.bytes())),
             });
         }
-        let documents =
-            documents.iter().map(|document| (document.hit.index.clone(), document.hit.routing.clone())).collect();
         let left_over = kind == DifferenceKind::Extra && !foreign;
-        settled.wrong.push(Wrong { candidate, left_over, documents });
+        settled.wrong.push(Wrong { candidate, left_over, documents: places(documents) });
     }
 }
 

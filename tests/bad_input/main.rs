@@ -7,6 +7,7 @@
 mod support;
 
 mod case;
+mod dead_letters;
 mod files;
 mod postgres;
 mod running;

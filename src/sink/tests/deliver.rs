@@ -241,7 +241,7 @@ async fn a_refused_document_is_on_the_disk_before_it_counts_as_answered() {
     assert_eq!(text.lines().count(), 2);
     assert!(text.contains(r#","document":{"n":12345678901234567890.10}}"#), "{text}");
     let letter: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
-    assert_eq!(letter["table"], 9);
+    assert_eq!(letter["table"], "public.orders");
     assert_eq!(letter["type"], "mapper_parsing_exception");
     assert!(letter["reason"].as_str().unwrap().contains("SECRET"));
     assert_eq!(letter["action"]["index"]["_id"], "bad\n\"");
