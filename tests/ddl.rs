@@ -248,3 +248,18 @@ async fn rows_from_before_their_key() {
     becomes_equal(&rig, &engine, "number::text").await;
     stop(engine).await;
 }
+
+/// What the stream brings of the key is no value of the type that it has by now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_of_another_type_behind_an_update_that_has_to_be_read_again() {
+    let rig = Rig::new().await;
+    rig.sql("CREATE TABLE t (id numeric PRIMARY KEY, big text, v int); ALTER TABLE t ALTER big SET STORAGE EXTERNAL")
+        .await;
+    rig.sql("INSERT INTO t SELECT n + 0.5, repeat('x', 5000), 0 FROM generate_series(1, 3) n").await;
+    let engine = rig.run(rig.config(&["t"])).await;
+    pause(&engine).await;
+    rig.sql("UPDATE t SET v = 1; ALTER TABLE t ALTER id TYPE bigint; UPDATE t SET v = v + 1 WHERE id > 2").await;
+    resume(&engine).await;
+    becomes_equal(&rig, &engine, "id::text").await;
+    stop(engine).await;
+}

@@ -42,7 +42,7 @@ pub(super) async fn seen(client: &Client, xid: u32) -> Result<(), Problem> {
 }
 
 /// The row of `relation` that has the key of `new`, as a line of COPY with the announced columns; `None` when there is
-/// none now; and a position before which everything was committed that it shows. `xid`: the transaction of the change.
+/// none now, or none can be, because the key has another type; and a position before which everything was committed that it shows. `xid`: the transaction of the change.
 ///
 /// By COPY, so that its text is the same as the copy's and the stream's.
 ///
@@ -71,6 +71,15 @@ pub(super) async fn current_row(
         }
     }
 }
+
+/// What PostgreSQL says of a literal that the type it is compared with has no value for.
+const NO_VALUE: [SqlState; 5] = [
+    SqlState::INVALID_TEXT_REPRESENTATION,
+    SqlState::NUMERIC_VALUE_OUT_OF_RANGE,
+    SqlState::INVALID_DATETIME_FORMAT,
+    SqlState::DATETIME_FIELD_OVERFLOW,
+    SqlState::UNDEFINED_FUNCTION,
+];
 
 /// Where PostgreSQL writes: evaluated after the snapshot of its query is taken.
 const POSITION: &str = "pg_catalog.pg_current_wal_insert_lsn()";
@@ -113,12 +122,17 @@ async fn read(
         today.table.quoted(),
         conditions.join(" AND ")
     );
-    let lines = client.copy_out(&sql).await.map_err(|error| {
-        // Somebody was faster: the next attempt looks again.
-        let changed = matches!(error.code(), Some(&SqlState::UNDEFINED_COLUMN | &SqlState::UNDEFINED_TABLE));
-        let problem = Problem::from(error);
-        if changed { problem.transient() } else { problem }
-    })?;
+    let lines = match client.copy_out(&sql).await {
+        Ok(lines) => lines,
+        // The key's type is another by now, for which that is no value. The table is copied again for it.
+        Err(error) if error.code().is_some_and(|code| NO_VALUE.contains(code)) => return Ok(None),
+        Err(error) => {
+            // Somebody was faster: the next attempt looks again.
+            let changed = matches!(error.code(), Some(&SqlState::UNDEFINED_COLUMN | &SqlState::UNDEFINED_TABLE));
+            let problem = Problem::from(error);
+            return Err(if changed { problem.transient() } else { problem });
+        }
+    };
     let mut lines = pin!(lines);
     let mut found = None;
     while let Some(line) = lines.next().await {
