@@ -41,6 +41,8 @@ pub struct Lanes {
     /// The lane written to last: the only one that can be full without `full` saying so.
     last: usize,
     full: bool,
+    /// Everything under construction goes before the operation that comes next.
+    make_way: bool,
     shared: Arc<Shared>,
 }
 
@@ -100,7 +102,7 @@ impl Lanes {
             }
         };
         let lanes = (0..count.max(1)).map(lane).collect();
-        Self { sink, limits, lanes, last: 0, full: false, shared }
+        Self { sink, limits, lanes, last: 0, full: false, make_way: false, shared }
     }
 
     /// The body to write the next operation on this document into. `commit` is the commit position of its
@@ -131,6 +133,15 @@ impl Lanes {
         &mut lane.body
     }
 
+    /// An operation of so many bytes comes next. True: it fills a body by itself, and what is under construction has to go
+    /// before it, so that a server which takes no such body refuses nothing but that: call
+    /// [`flush_full`](Lanes::flush_full) first.
+    #[inline]
+    pub fn make_way(&mut self, bytes: usize) -> bool {
+        self.make_way |= bytes >= self.limits.bytes && self.lanes.iter().any(|lane| !lane.body.is_empty());
+        self.make_way
+    }
+
     /// Some body has reached its limits: call [`flush_full`](Lanes::flush_full) before writing on.
     #[must_use]
     pub fn needs_flush(&self) -> bool {
@@ -144,11 +155,12 @@ impl Lanes {
     /// [`SinkError::Stopped`]
     pub async fn flush_full(&mut self) -> Result<(), SinkError> {
         for at in 0..self.lanes.len() {
-            if self.limits.reached(&self.lanes[at].body) {
+            let body = &self.lanes[at].body;
+            if self.limits.reached(body) || self.make_way && !body.is_empty() {
                 self.hand_over(at).await?;
             }
         }
-        self.full = false;
+        (self.full, self.make_way) = (false, false);
         Ok(())
     }
 

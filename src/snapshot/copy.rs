@@ -326,6 +326,12 @@ impl Worker {
         let (mut rows, mut reported) = (0, 0);
         while let Some(line) = lines.next().await {
             let line = line?;
+            if line.len() >= copying.limits.1 && !self.body.is_empty() {
+                // It fills a body by itself. A server that takes no such body is to refuse nothing but that.
+                self.segments.push(Segment { chunk: chunk.clone(), table: number, rows: rows - reported, end: None });
+                reported = rows;
+                self.hand_over().await?;
+            }
             self.row(table, splitter.split(&line).iter(), &line)?;
             rows += 1;
             if self.body.bytes() >= copying.limits.1 || self.body.len() >= copying.limits.0 {

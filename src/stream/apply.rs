@@ -178,6 +178,9 @@ impl Applier {
                 "Report this.",
             )
         })?;
+        if self.writer.lanes.make_way(data.len()) && !self.flush_full().await? {
+            return Ok(false);
+        }
         let is_operation = matches!(
             message,
             Message::Insert { .. } | Message::Update { .. } | Message::Delete { .. } | Message::Truncate { .. }

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use pgtide::engine::Phase;
-use pgtide::store::{self, Store};
+use pgtide::store::{self, Effect, Fault, Store};
 use pgtide::table::{TableId, quote_identifier};
 
-use super::support::pipeline::{LIMIT, Rig, stop};
+use super::support::pipeline::{LIMIT, Rig, live, stop};
 use super::support::process::{Pipeline, Settings, wait_confirmed};
 use super::support::{fresh_database, wait_until};
 
@@ -57,6 +58,46 @@ async fn names_as_long_as_there_can_be() {
     let documents = rig.documents("long");
     assert_eq!(documents.keys().collect::<Vec<_>>(), ["2:b", "3:c"]);
     assert_eq!(documents["3:c"][&column], "c");
+    stop(engine).await;
+}
+
+/// A row that fills a bulk goes in one of its own: a server that takes no such bulk refuses nothing else with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_row_goes_alone() {
+    let rig = Rig::new().await;
+    let fill = |from: u32| {
+        format!(
+            "INSERT INTO long SELECT n, CASE WHEN n = {} THEN repeat('long', 100000) END FROM generate_series({from}, {}) n",
+            from + 20,
+            from + 40
+        )
+    };
+    rig.sql(&format!("CREATE TABLE long (id int PRIMARY KEY, value text); {}", fill(0))).await;
+    let mut config = rig.config(&["long"]);
+    config.cdc.snapshot.workers = Some(1);
+    config.elasticsearch.concurrent_request = 1;
+    config.elasticsearch.batch_byte_size_limit = 300_000;
+    config.elasticsearch.batch_ticker_duration = Duration::from_secs(3);
+    let first = || rig.store.inject(Fault::new(Effect::Hold { applied: true }));
+    let applied = || -> Vec<u32> { rig.store.documents("long").keys().map(|id| id.parse().unwrap()).collect() };
+    first();
+    let engine = rig.start(config);
+    rig.until_held().await;
+    assert_eq!(applied().len(), 20, "{:?}", applied());
+    assert!(!applied().contains(&20));
+    rig.store.clear_faults();
+    live(&engine).await;
+    rig.equal("long").await;
+
+    // The first change goes at once, what follows gathers for a while.
+    rig.sql("UPDATE long SET value = 'x' WHERE id = 0").await;
+    rig.delivered().await;
+    first();
+    rig.sql(&fill(100)).await;
+    rig.until_held().await;
+    assert!(applied().contains(&100) && !applied().contains(&120), "{:?}", applied());
+    rig.store.clear_faults();
+    rig.equal("long").await;
     stop(engine).await;
 }
 
