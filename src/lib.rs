@@ -25,6 +25,7 @@ pub mod stream;
 pub mod table;
 pub mod telemetry;
 pub mod text;
+mod tls;
 pub mod tui;
 pub mod verify;
 pub mod version;

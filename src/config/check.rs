@@ -1,7 +1,7 @@
 //! What single values must look like, and what the keys must be together.
 
 use super::section::Context;
-use super::{Config, Mode, Operation, Table, shown};
+use super::{Config, Mode, Operation, Table, VerificationMode, shown};
 use crate::table::TableId;
 
 /// An index name that Elasticsearch takes, or why it does not.
@@ -124,9 +124,41 @@ pub(super) fn whole(config: &mut Config, context: &Context<'_>) {
     if config.cdc.debug_mode {
         context.warn("cdc.debugMode", "without effect: there is no pprof endpoint");
     }
+    connection(config, context);
+}
+
+fn connection(config: &Config, context: &Context<'_>) {
     let sink = &config.elasticsearch;
-    if !sink.password.0.is_empty() && sink.username.is_empty() {
+    if !sink.password.is_empty() && sink.username.is_empty() {
         context.refuse("elasticsearch.username", "missing: a password is given, but no user");
+    }
+    let ways = [
+        ("username", !sink.username.is_empty()),
+        ("apiKey", !sink.api_key.is_empty()),
+        ("bearerToken", !sink.bearer_token.is_empty()),
+    ];
+    let given: Vec<&str> = ways.iter().filter(|(_, given)| *given).map(|(key, _)| *key).collect();
+    if let [first, second, ..] = given.as_slice() {
+        let message = format!("`{first}` is given too: one of them says who pgtide is, remove the other");
+        context.refuse(&format!("elasticsearch.{second}"), message);
+    }
+    match (&sink.ssl.certificate, &sink.ssl.key) {
+        (Some(_), None) => {
+            context.refuse("elasticsearch.ssl.key", "missing: `certificate` is given, and needs its key")
+        }
+        (None, Some(_)) => {
+            context.refuse("elasticsearch.ssl.certificate", "missing: `key` is given, and needs its certificate");
+        }
+        _ => {}
+    }
+    if sink.proxy.is_none() && (!sink.proxy_username.is_empty() || !sink.proxy_password.is_empty()) {
+        context.refuse("elasticsearch.proxy", "missing: a user or password for it is given");
+    }
+    if sink.ssl.verification_mode == VerificationMode::None {
+        context.warn(
+            "elasticsearch.ssl.verificationMode",
+            "whoever answers is taken for the cluster, and gets the password and the rows",
+        );
     }
 }
 

@@ -28,6 +28,14 @@ impl fmt::Debug for Secret {
     }
 }
 
+impl Secret {
+    /// Nothing was given.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// Everything that a pipeline needs to know.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
@@ -325,6 +333,22 @@ pub struct Elasticsearch {
     pub username: String,
     /// `password`.
     pub password: Secret,
+    /// `apiKey` (ours): as Elasticsearch encodes it, or `id:key`.
+    pub api_key: Secret,
+    /// `bearerToken` (ours): of a service account, or of whatever stands before the cluster.
+    pub bearer_token: Secret,
+    /// `ssl` (ours).
+    pub ssl: Ssl,
+    /// `proxy` (ours): an HTTP proxy, where the cluster is not reached directly.
+    pub proxy: Option<String>,
+    /// `proxyUsername` (ours).
+    pub proxy_username: String,
+    /// `proxyPassword` (ours).
+    pub proxy_password: Secret,
+    /// `connectTimeout` (ours), default 5 s.
+    pub connect_timeout: Duration,
+    /// `requestTimeout` (ours): from the first byte of a request to the last of its answer, default 60 s.
+    pub request_timeout: Duration,
     /// `tableIndexMapping`: which index a table goes to.
     pub table_index_mapping: BTreeMap<TableId, String>,
     /// `batchSizeLimit`: documents in a bulk at most.
@@ -348,6 +372,31 @@ pub struct Elasticsearch {
     pub numeric_as: NumericAs,
     /// `tablesWithoutKey` (ours): what becomes of them.
     pub without_key: WithoutKey,
+}
+
+/// `elasticsearch.ssl:`, the words of Elasticsearch's own clients.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ssl {
+    /// `certificateAuthorities`: PEM file; the system's when absent.
+    pub certificate_authorities: Option<PathBuf>,
+    /// `certificate`: PEM file of the client's certificate.
+    pub certificate: Option<PathBuf>,
+    /// `key`: PEM file of its key.
+    pub key: Option<PathBuf>,
+    /// `verificationMode`.
+    pub verification_mode: VerificationMode,
+}
+
+/// `ssl.verificationMode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VerificationMode {
+    /// A known authority has signed the certificate, for this host.
+    #[default]
+    Full,
+    /// A known authority has signed it, for whatever host.
+    Certificate,
+    /// It is not looked at.
+    None,
 }
 
 impl Default for Cdc {
@@ -412,6 +461,14 @@ impl Default for Elasticsearch {
             urls: Vec::new(),
             username: String::new(),
             password: Secret::default(),
+            api_key: Secret::default(),
+            bearer_token: Secret::default(),
+            ssl: Ssl::default(),
+            proxy: None,
+            proxy_username: String::new(),
+            proxy_password: Secret::default(),
+            connect_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(60),
             table_index_mapping: BTreeMap::new(),
             batch_size_limit: 10_000,
             batch_byte_size_limit: 5 << 20,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::section::{Field, Section};
 use super::{
     Cdc, Config, Elasticsearch, Heartbeat, LogLevel, Mode, NumericAs, OnSchemaChange, Operation, ReplicaIdentity,
-    Secret, Slot, Snapshot, SslMode, Strategy, Table, WithoutKey,
+    Secret, Slot, Snapshot, SslMode, Strategy, Table, VerificationMode, WithoutKey,
 };
 use crate::table::TableId;
 
@@ -43,12 +43,12 @@ pub(super) fn config(root: &Field<'_>) -> Config {
     config
 }
 
-/// `password`, or the content of the file `passwordFile`.
-fn password(section: &Section<'_>) -> Option<Secret> {
-    let (written, file) = (section.get("password"), section.get("passwordFile"));
+/// The value of `key`, or the content of the file that `file` names.
+fn secret(section: &Section<'_>, key: &'static str, file: &'static str) -> Option<Secret> {
+    let (written, file) = (section.get(key), section.get(file));
     match (written, file) {
         (Some(_), Some(file)) => {
-            file.refuse("`password` is given too: remove one of them");
+            file.refuse(format!("`{key}` is given too: remove one of them"));
             None
         }
         (Some(written), None) => written.text().map(Secret),
@@ -62,7 +62,7 @@ fn cdc(section: Section<'_>) -> Cdc {
     set(&mut cdc.host, section.get("host").and_then(|field| host(&field)));
     set(&mut cdc.port, section.get("port").and_then(|field| port(&field, 1)));
     set(&mut cdc.username, section.get("username").and_then(|field| field.identifier()));
-    set(&mut cdc.password, password(&section));
+    set(&mut cdc.password, secret(&section, "password", "passwordFile"));
     set(&mut cdc.database, section.get("database").and_then(|field| field.identifier()));
     let modes = [
         ("disable", SslMode::Disable),
@@ -382,7 +382,8 @@ fn elasticsearch(section: Section<'_>) -> Elasticsearch {
         }
     }
     set(&mut sink.username, section.get("username").and_then(|field| field.text()));
-    set(&mut sink.password, password(&section));
+    set(&mut sink.password, secret(&section, "password", "passwordFile"));
+    connection(&section, &mut sink);
     let count = |key: &'static str, what: &str, most: u64| {
         section.get(key)?.number(what, 1..=most).and_then(|number| usize::try_from(number).ok())
     };
@@ -420,6 +421,45 @@ fn elasticsearch(section: Section<'_>) -> Elasticsearch {
     );
     section.end();
     sink
+}
+
+/// How the cluster is reached, beside URLs, user and password.
+fn connection(section: &Section<'_>, sink: &mut Elasticsearch) {
+    set(&mut sink.api_key, secret(section, "apiKey", "apiKeyFile"));
+    set(&mut sink.bearer_token, secret(section, "bearerToken", "bearerTokenFile"));
+    if let Some(field) = section.get("proxy")
+        && let Some(text) = field.name()
+    {
+        match super::check::url(&text) {
+            Ok(url) => sink.proxy = Some(url),
+            Err(reason) => {
+                field.refuse(reason.replace("`username` and `password`", "`proxyUsername` and `proxyPassword`"));
+            }
+        }
+    }
+    set(&mut sink.proxy_username, section.get("proxyUsername").and_then(|field| field.text()));
+    set(&mut sink.proxy_password, secret(section, "proxyPassword", "proxyPasswordFile"));
+    set(&mut sink.connect_timeout, section.get("connectTimeout").and_then(|field| field.duration(false)));
+    if let Some(field) = section.get("requestTimeout")
+        && let Some(timeout) = field.duration(false)
+    {
+        if timeout.as_millis() < 1000 {
+            field.refuse("must be at least 1s");
+        }
+        sink.request_timeout = timeout;
+    }
+    if let Some(ssl) = group(section, "ssl") {
+        sink.ssl.certificate_authorities = path(&ssl, "certificateAuthorities");
+        sink.ssl.certificate = path(&ssl, "certificate");
+        sink.ssl.key = path(&ssl, "key");
+        let modes = [
+            ("full", VerificationMode::Full),
+            ("certificate", VerificationMode::Certificate),
+            ("none", VerificationMode::None),
+        ];
+        set(&mut sink.ssl.verification_mode, ssl.get("verificationMode").and_then(|field| field.choice(&modes)));
+        ssl.end();
+    }
 }
 
 /// Keys of the reference that are taken so that its files keep working, and that change nothing here.

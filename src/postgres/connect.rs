@@ -2,20 +2,14 @@
 
 use std::future::Future;
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::ClientConfig;
 use tokio_postgres::Client;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::config::{Cdc, SslMode};
+use crate::tls::{self, Check, Files, TlsError};
 
 use super::PostgresError;
 use super::error::{chain, io_error};
@@ -175,148 +169,18 @@ pub fn address(cdc: &Cdc) -> String {
 /// # Errors
 /// A file cannot be read or holds no certificate or key, or there are no authorities to check by.
 pub(super) fn tls_config(cdc: &Cdc, ssl_mode: SslMode) -> Result<ClientConfig, PostgresError> {
-    let provider = Arc::new(ring::default_provider());
-    let tls = |error: rustls::Error| PostgresError::Tls { address: address(cdc), reason: error.to_string() };
-    let verifier: Arc<dyn ServerCertVerifier> = match ssl_mode {
-        SslMode::Disable | SslMode::Prefer | SslMode::Require => Arc::new(Unchecked(provider.clone())),
-        SslMode::VerifyCa | SslMode::VerifyFull => {
-            let roots = Arc::new(roots(cdc)?);
-            let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
-                .build()
-                .map_err(|error| PostgresError::Tls { address: address(cdc), reason: error.to_string() })?;
-            if ssl_mode == SslMode::VerifyFull { verifier } else { Arc::new(AnyName(verifier)) }
-        }
+    let check = match ssl_mode {
+        SslMode::Disable | SslMode::Prefer | SslMode::Require => Check::Nothing,
+        SslMode::VerifyCa => Check::Authority,
+        SslMode::VerifyFull => Check::AuthorityAndName,
     };
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(tls)?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier);
-    let (Some(certificate), Some(key)) = (&cdc.ssl_cert, &cdc.ssl_key) else {
-        return match (&cdc.ssl_cert, &cdc.ssl_key) {
-            (Some(_), None) => Err(certificate_error("cdc.sslCert", "cdc.sslKey is missing")),
-            (None, Some(_)) => Err(certificate_error("cdc.sslKey", "cdc.sslCert is missing")),
-            _ => Ok(builder.with_no_client_auth()),
-        };
+    let files = Files {
+        authorities: ("cdc.sslRootCert", cdc.ssl_root_cert.as_deref()),
+        certificate: ("cdc.sslCert", cdc.ssl_cert.as_deref()),
+        key: ("cdc.sslKey", cdc.ssl_key.as_deref()),
     };
-    let certificates = certificates("cdc.sslCert", certificate)?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable("cdc.sslKey", key, &error))?;
-    builder.with_client_auth_cert(certificates, key).map_err(|error| certificate_error("cdc.sslCert", error))
-}
-
-fn roots(cdc: &Cdc) -> Result<RootCertStore, PostgresError> {
-    let mut roots = RootCertStore::empty();
-    if let Some(path) = &cdc.ssl_root_cert {
-        for certificate in certificates("cdc.sslRootCert", path)? {
-            roots.add(certificate).map_err(|error| certificate_error("cdc.sslRootCert", error))?;
-        }
-    } else {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if roots.is_empty() {
-            let reason = "it is not given, and this system has no certificate authorities of its own";
-            return Err(certificate_error("cdc.sslRootCert", reason));
-        }
-    }
-    Ok(roots)
-}
-
-fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, PostgresError> {
-    let read = |error| unreadable(key, path, &error);
-    let found: Vec<_> = CertificateDer::pem_file_iter(path).map_err(read)?.collect::<Result<_, _>>().map_err(read)?;
-    if found.is_empty() {
-        return Err(certificate_error(key, format!("{} holds no certificate in PEM form", path.display())));
-    }
-    Ok(found)
-}
-
-fn unreadable(key: &'static str, path: &Path, error: &rustls_pki_types::pem::Error) -> PostgresError {
-    certificate_error(key, format!("{}: {}", path.display(), chain(error)))
-}
-
-fn certificate_error(key: &'static str, reason: impl ToString) -> PostgresError {
-    PostgresError::Certificate { key, reason: reason.to_string() }
-}
-
-/// `prefer` and `require`: whoever answers is taken, as libpq does.
-#[derive(Debug)]
-struct Unchecked(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unchecked {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// `verify-ca`: signed by a known authority, for whatever host.
-#[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
-
-impl ServerCertVerifier for AnyName {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        // The name is looked at last: whoever fails by it has passed all else.
-        match self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
-            other => other,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
+    tls::client(check, &files).map_err(|error| match error {
+        TlsError::File { key, reason } => PostgresError::Certificate { key, reason },
+        TlsError::Other(reason) => PostgresError::Tls { address: address(cdc), reason },
+    })
 }

@@ -12,17 +12,17 @@ use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue
 use reqwest::{Method, Url};
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use super::error::SinkError;
 use super::response;
-use crate::config;
+use crate::config::{self, VerificationMode};
+use crate::tls::{self, Check, Files, TlsError};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long Elasticsearch waits for a shard that is not there before it says so; its default is as long as our patience,
-/// so that we would never hear the reason.
-const SHARD_TIMEOUT: &str = "30s";
-/// A URL that did not take a connection is asked last for so long.
+/// How long Elasticsearch waits for a shard that is not there before it says so, at most; its default is as long as our
+/// patience, so that we would never hear the reason.
+const SHARD_TIMEOUT: Duration = Duration::from_secs(30);
+/// A URL that gave no answer is asked last for so long.
 const AVOIDED: Duration = Duration::from_secs(10);
 /// More than any answer of ours may have: 10,000 items that all failed take a few megabytes.
 const LONGEST_ANSWER: usize = 256 << 20;
@@ -31,9 +31,10 @@ const LONGEST_ANSWER: usize = 256 << 20;
 /// went well would be missing and positions lost.
 const BULK_FILTER: &str = "errors,items.*.status,items.*.error.type,items.*.error.reason";
 
-/// Talks to Elasticsearch. Takes the URLs in turn, and the next one when one takes no connection.
+/// Talks to Elasticsearch. Takes the URLs in turn, and the next one when one takes no connection; one that gave no answer
+/// comes last for a while.
 ///
-/// Proxies named in the environment are not used.
+/// Proxies named in the environment are not used: `elasticsearch.proxy` is.
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
@@ -41,13 +42,16 @@ pub struct Client {
     next: AtomicUsize,
     authorization: Option<HeaderValue>,
     gzip: bool,
+    request_timeout: Duration,
 }
 
 #[derive(Debug)]
 struct Node {
     url: Url,
-    /// When it last did not take a connection.
+    /// When it last gave no answer.
     failed: Mutex<Option<Instant>>,
+    /// One for each connection that it may have.
+    connections: Semaphore,
 }
 
 /// An answer, whatever its status.
@@ -106,7 +110,11 @@ impl Client {
             // Neither fails on a URL that has a host.
             let _ = url.set_username("");
             let _ = url.set_password(None);
-            urls.push(Node { url, failed: Mutex::new(None) });
+            urls.push(Node {
+                url,
+                failed: Mutex::new(None),
+                connections: Semaphore::new(config.max_conns_per_host.max(1)),
+            });
         }
         if urls.is_empty() {
             return Err(SinkError::Configuration {
@@ -114,35 +122,30 @@ impl Client {
                 hint: "Write at least one, such as http://localhost:9200.".to_owned(),
             });
         }
-        let credentials = if config.username.is_empty() {
-            userinfo
-        } else {
-            Some((config.username.clone(), config.password.0.clone()))
-        };
-        let authorization = credentials.and_then(|(user, password)| {
-            let text = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
-            let mut value = HeaderValue::from_str(&format!("Basic {text}")).ok()?;
-            value.set_sensitive(true);
-            Some(value)
-        });
+        let authorization = authorization(config, userinfo)?;
         let secure = urls.iter().any(|node| node.url.scheme() == "https");
         let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls(secure)?)
+            .tls_backend_preconfigured(tls(config, secure)?)
             .no_proxy()
             .http1_only()
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(REQUEST_TIMEOUT)
+            .connect_timeout(config.connect_timeout)
+            .timeout(config.request_timeout)
             .tcp_nodelay(true)
             .pool_max_idle_per_host(config.max_conns_per_host)
             .pool_idle_timeout(config.max_idle_conn_duration)
-            .user_agent(concat!("pgtide/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| SinkError::Configuration {
-                message: format!("the HTTP client does not start: {}", innermost(&error)),
-                hint: "Check the keys of elasticsearch.".to_owned(),
-            })?;
-        Ok(Client { http, urls, next: AtomicUsize::new(0), authorization, gzip: config.compression_enabled })
+            .user_agent(concat!("pgtide/", env!("CARGO_PKG_VERSION")));
+        let http = match proxy(config)? {
+            // After `no_proxy`, which takes them all away: those of the environment are not used.
+            Some(proxy) => http.proxy(proxy),
+            None => http,
+        };
+        let http = http.build().map_err(|error| SinkError::Configuration {
+            message: format!("the HTTP client does not start: {}", innermost(&error)),
+            hint: "Check the keys of elasticsearch.".to_owned(),
+        })?;
+        let (gzip, request_timeout) = (config.compression_enabled, config.request_timeout);
+        Ok(Client { http, urls, next: AtomicUsize::new(0), authorization, gzip, request_timeout })
     }
 
     /// The first URL, without user and password.
@@ -187,7 +190,8 @@ impl Client {
                     refusal.get_or_insert(error);
                 }
                 other => {
-                    node.set_failed(None);
+                    let silent = matches!(&other, Err(SinkError::Timeout { .. } | SinkError::Broken { .. }));
+                    node.set_failed(silent.then(Instant::now));
                     return other;
                 }
             }
@@ -203,6 +207,7 @@ impl Client {
         query: &[(&str, &str)],
         content: Content,
     ) -> Result<Answer, SinkError> {
+        let Ok(_connection) = node.connections.acquire().await else { return Err(SinkError::Stopped) };
         let mut url = node.url.clone();
         // Without a path it is the URL as it was written: a proxy may tell /es/ from /es.
         if !path.is_empty()
@@ -225,7 +230,7 @@ impl Client {
                 request.header(CONTENT_TYPE, "application/x-ndjson").header(CONTENT_ENCODING, "gzip").body(bytes)
             }
         };
-        let failed = |error: reqwest::Error| transport_error(&node.url, &error);
+        let failed = |error: reqwest::Error| transport_error(&node.url, &error, self.request_timeout);
         let mut response = request.send().await.map_err(failed)?;
         let status = response.status().as_u16();
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -247,7 +252,8 @@ impl Client {
     /// # Errors
     /// As [`Client::send`]. Every status is an answer.
     pub async fn bulk(&self, content: Content) -> Result<Answer, SinkError> {
-        let query = [("filter_path", BULK_FILTER), ("timeout", SHARD_TIMEOUT)];
+        let timeout = format!("{}s", SHARD_TIMEOUT.min(self.request_timeout / 2).as_secs().max(1));
+        let query = [("filter_path", BULK_FILTER), ("timeout", timeout.as_str())];
         self.send(Method::POST, &["_bulk"], &query, content).await
     }
 
@@ -455,29 +461,81 @@ fn shown(url: &Url) -> String {
     url.as_str().trim_end_matches('/').to_owned()
 }
 
-fn tls(secure: bool) -> Result<rustls::ClientConfig, SinkError> {
-    let failed = |error: rustls::Error| SinkError::Configuration {
-        message: format!("TLS does not start: {error}"),
-        hint: "This is a fault of pgtide. Use http:// URLs meanwhile if you can.".to_owned(),
+/// Who pgtide is.
+fn authorization(
+    config: &config::Elasticsearch,
+    userinfo: Option<(String, String)>,
+) -> Result<Option<HeaderValue>, SinkError> {
+    let base64 = |text: String| base64::engine::general_purpose::STANDARD.encode(text);
+    let (key, text) = if !config.api_key.is_empty() {
+        let written = config.api_key.0.trim();
+        // What Elasticsearch calls `encoded` holds no colon.
+        let encoded = if written.contains(':') { base64(written.to_owned()) } else { written.to_owned() };
+        ("apiKey", format!("ApiKey {encoded}"))
+    } else if !config.bearer_token.is_empty() {
+        ("bearerToken", format!("Bearer {}", config.bearer_token.0.trim()))
+    } else if !config.username.is_empty() {
+        ("username", format!("Basic {}", base64(format!("{}:{}", config.username, config.password.0))))
+    } else if let Some((user, password)) = userinfo {
+        ("urls", format!("Basic {}", base64(format!("{user}:{password}"))))
+    } else {
+        return Ok(None);
     };
-    let mut roots = rustls::RootCertStore::empty();
-    if secure {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    }
-    Ok(rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-        .with_safe_default_protocol_versions()
-        .map_err(failed)?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
+    let mut value = HeaderValue::from_str(&text).map_err(|_| SinkError::Configuration {
+        // Never what it holds.
+        message: format!("elasticsearch.{key} holds characters that no HTTP header can hold"),
+        hint: "Was the file cut, or made by another program? Write it in one line.".to_owned(),
+    })?;
+    value.set_sensitive(true);
+    Ok(Some(value))
 }
 
-fn transport_error(url: &Url, error: &reqwest::Error) -> SinkError {
+fn proxy(config: &config::Elasticsearch) -> Result<Option<reqwest::Proxy>, SinkError> {
+    let Some(url) = &config.proxy else { return Ok(None) };
+    let proxy = reqwest::Proxy::all(url).map_err(|_| SinkError::Configuration {
+        message: "elasticsearch.proxy is no URL".to_owned(),
+        hint: "Write scheme, host and port, such as http://proxy:3128.".to_owned(),
+    })?;
+    if config.proxy_username.is_empty() {
+        return Ok(Some(proxy));
+    }
+    Ok(Some(proxy.basic_auth(&config.proxy_username, &config.proxy_password.0)))
+}
+
+fn tls(config: &config::Elasticsearch, secure: bool) -> Result<rustls::ClientConfig, SinkError> {
+    let ssl = &config.ssl;
+    let check = match ssl.verification_mode {
+        // Nothing is read where no URL needs it.
+        _ if !secure => Check::Nothing,
+        VerificationMode::None => Check::Nothing,
+        VerificationMode::Certificate => Check::Authority,
+        VerificationMode::Full => Check::AuthorityAndName,
+    };
+    let files = Files {
+        authorities: ("elasticsearch.ssl.certificateAuthorities", ssl.certificate_authorities.as_deref()),
+        certificate: ("elasticsearch.ssl.certificate", ssl.certificate.as_deref()),
+        key: ("elasticsearch.ssl.key", ssl.key.as_deref()),
+    };
+    tls::client(check, &files).map_err(|error| match error {
+        TlsError::File { key, reason } => SinkError::Configuration {
+            message: format!("{key} cannot be used: {reason}"),
+            hint: "Name a PEM file that this user may read.".to_owned(),
+        },
+        TlsError::Other(reason) => SinkError::Configuration {
+            message: format!("TLS does not start: {reason}"),
+            hint: "Check the keys of elasticsearch.ssl.".to_owned(),
+        },
+    })
+}
+
+fn transport_error(url: &Url, error: &reqwest::Error, timeout: Duration) -> SinkError {
     let url = shown(url);
     if error.is_connect() {
-        let reason = if error.is_timeout() { "no connection within 5 s".to_owned() } else { innermost(error) };
+        let reason =
+            if error.is_timeout() { "no connection within connectTimeout".to_owned() } else { innermost(error) };
         SinkError::Unreachable { url, reason }
     } else if error.is_timeout() {
-        SinkError::Timeout { url, seconds: REQUEST_TIMEOUT.as_secs() }
+        SinkError::Timeout { url, seconds: timeout.as_secs() }
     } else {
         SinkError::Broken { url, reason: innermost(error) }
     }

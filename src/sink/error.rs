@@ -111,7 +111,8 @@ impl SinkError {
                     .to_owned()
             }
             SinkError::Unauthorized { .. } => {
-                "Check elasticsearch.username and elasticsearch.password in the configuration.".to_owned()
+                "Check elasticsearch.username and elasticsearch.password, or apiKey or bearerToken, in the configuration."
+                    .to_owned()
             }
             SinkError::Forbidden { .. } => {
                 "Give the user of elasticsearch.username the privileges `monitor` on the cluster and `create_index`, `index`, \
@@ -155,8 +156,8 @@ fn unreachable_hint(reason: &str) -> &'static str {
     if reason.contains("refused") {
         "Is Elasticsearch running there? Check host and port in elasticsearch.urls."
     } else if reason.contains("certificate") || reason.contains("unknownissuer") {
-        "The certificate is not signed by an authority that this system knows, or is for another name. Add the authority to \
-         the system's, or name its PEM file in the environment variable SSL_CERT_FILE."
+        "The certificate is not signed by an authority that is known, or is for another name. Name the authority's PEM file in \
+         elasticsearch.ssl.certificateAuthorities; where the name does not fit, `ssl.verificationMode: certificate`."
     } else if reason.contains("lookup") || reason.contains("resolve") || reason.contains("dns") {
         "The host name is not known. Check elasticsearch.urls."
     } else if reason.contains("message") || reason.contains("corrupt") {

@@ -55,6 +55,12 @@ elasticsearch:
   urls: [https://one:9200/, "http://two:9200/prefix"]
   username: e
   password: es-secret
+  ssl: {certificateAuthorities: /ca.pem, certificate: /c.pem, key: /k.pem, verificationMode: certificate}
+  proxy: http://proxy:3128
+  proxyUsername: p
+  proxyPassword: proxy-secret
+  connectTimeout: 2s
+  requestTimeout: 5m
   tableIndexMapping: {s.a: index-a, b: index-b}
   batchSizeLimit: 7
   batchByteSizeLimit: 1.5mb
@@ -229,6 +235,19 @@ fn every_key_is_read() {
             urls: vec!["https://one:9200".into(), "http://two:9200/prefix".into()],
             username: "e".into(),
             password: Secret("es-secret".into()),
+            api_key: Secret::default(),
+            bearer_token: Secret::default(),
+            ssl: Ssl {
+                certificate_authorities: Some("/ca.pem".into()),
+                certificate: Some("/c.pem".into()),
+                key: Some("/k.pem".into()),
+                verification_mode: VerificationMode::Certificate,
+            },
+            proxy: Some("http://proxy:3128".into()),
+            proxy_username: "p".into(),
+            proxy_password: Secret("proxy-secret".into()),
+            connect_timeout: Duration::from_secs(2),
+            request_timeout: Duration::from_secs(300),
             table_index_mapping: [
                 (TableId::new("s", "a"), "index-a".into()),
                 (TableId::new("public", "b"), "index-b".into()),
@@ -289,7 +308,16 @@ fn the_manual_lists_every_key_and_no_other() {
     accepted.retain(|key| !key.starts_with("cdc.snapshot.tables[]"));
     accepted.insert("cdc.snapshot.tables".to_owned());
     // Alternatives to keys that the file above has: tested on their own.
-    for key in ["cdc.passwordFile", "elasticsearch.passwordFile", "cdc.logger.logLevel"] {
+    for key in [
+        "cdc.passwordFile",
+        "elasticsearch.passwordFile",
+        "elasticsearch.apiKey",
+        "elasticsearch.apiKeyFile",
+        "elasticsearch.bearerToken",
+        "elasticsearch.bearerTokenFile",
+        "elasticsearch.proxyPasswordFile",
+        "cdc.logger.logLevel",
+    ] {
         accepted.insert(key.to_owned());
     }
     let documented: BTreeSet<String> = MANUAL
@@ -396,8 +424,16 @@ fn secrets_come_from_files_and_are_never_printed() {
     assert_eq!(parse(&text).unwrap().config.cdc.password.0, "hunter2 ");
     let both = text.replace("  host: h\n", "  host: h\n  password: x\n");
     assert!(errors(&both).contains("cdc.passwordFile: `password` is given too: remove one of them"));
+    for (key, of) in [("apiKey", "api_key"), ("bearerToken", "bearer_token")] {
+        let text = SMALL.replace("elasticsearch:\n", &format!("elasticsearch:\n  {key}File: {}\n", file.display()));
+        let sink = parse(&text).unwrap().config.elasticsearch;
+        assert_eq!(if key == "apiKey" { &sink.api_key } else { &sink.bearer_token }, &Secret("hunter2 ".into()));
+        assert!(format!("{sink:?}").contains(&format!("{of}: ***")) && !format!("{sink:?}").contains("hunter2"));
+        let both = text.replace("elasticsearch:\n", &format!("elasticsearch:\n  {key}: x\n"));
+        assert!(errors(&both).contains(&format!("elasticsearch.{key}File: `{key}` is given too")), "{}", errors(&both));
+    }
     let printed = format!("{:?}", parse(EVERY_KEY).unwrap());
-    assert!(!printed.contains("secret") && printed.contains("***"), "{printed}");
+    assert!(!printed.contains("-secret") && printed.contains("***"), "{printed}");
     assert!(!errors(&SMALL.replace("http://localhost", "http://u:hunter2@localhost")).contains("hunter2"));
 }
 

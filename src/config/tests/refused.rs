@@ -295,6 +295,36 @@ fn bad_files_are_refused_with_the_place_and_the_reason() {
         ),
         (
             "elasticsearch:\n",
+            "elasticsearch:\n  apiKey: k\n  bearerToken: b\n",
+            "t.yaml:11:3: elasticsearch.bearerToken: `apiKey` is given too: one of them says who pgtide is, remove the other",
+        ),
+        (
+            "elasticsearch:\n",
+            "elasticsearch:\n  proxyUsername: u\n",
+            "t.yaml:9:1: elasticsearch.proxy: missing: a user or password for it is given",
+        ),
+        (
+            "elasticsearch:\n",
+            "elasticsearch:\n  proxy: http://u:p@proxy:1\n",
+            "t.yaml:10:10: elasticsearch.proxy: holds a user or password: write them under `proxyUsername` and `proxyPassword`",
+        ),
+        (
+            "elasticsearch:\n",
+            "elasticsearch:\n  requestTimeout: 10ms\n",
+            "t.yaml:10:19: elasticsearch.requestTimeout: must be at least 1s",
+        ),
+        (
+            "elasticsearch:\n",
+            "elasticsearch:\n  ssl: {certificate: /c.pem}\n",
+            "t.yaml:10:3: elasticsearch.ssl.key: missing: `certificate` is given, and needs its key",
+        ),
+        (
+            "elasticsearch:\n",
+            "elasticsearch:\n  ssl: {verificationMode: off}\n",
+            "t.yaml:10:27: elasticsearch.ssl.verificationMode: expected one of full, certificate, none, found `off`",
+        ),
+        (
+            "elasticsearch:\n",
             "elasticsearch:\n  passwordFile: /no/such/file\n",
             "t.yaml:10:17: elasticsearch.passwordFile: cannot read the file: No such file or directory (os error 2)",
         ),

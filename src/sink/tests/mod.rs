@@ -4,6 +4,7 @@
 
 mod bodies;
 mod client;
+mod connection;
 mod deliver;
 mod lanes;
 mod letters;
