@@ -380,7 +380,10 @@ async fn aliases_swap_and_take_writes() {
     fixture.call("PUT", "/t-2", Value::Null).await;
     assert_eq!(fixture.item("index", "1", 1).await, 201);
     let swap = json!({"actions": [{"remove": {"index": "t-1", "alias": "t"}}, {"add": {"index": "t-2", "alias": "t", "is_write_index": true}}]});
-    assert_eq!(fixture.call("POST", "/_aliases", swap.clone()).await, (200, json!({"acknowledged": true})));
+    assert_eq!(
+        fixture.call("POST", "/_aliases", swap.clone()).await,
+        (200, json!({"acknowledged": true, "errors": false}))
+    );
     assert_eq!(fixture.call("POST", "/_aliases", swap).await.0, 404, "the alias is gone from t-1");
     assert_eq!(fixture.item("index", "2", 1).await, 201);
     assert_eq!((fixture.store.documents("t-1").len(), fixture.store.documents("t-2").len()), (1, 1));

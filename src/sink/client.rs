@@ -326,14 +326,15 @@ impl Client {
     /// # Errors
     /// As [`Client::send`], and any refusal but 404.
     pub async fn index_uuid(&self, index: &str) -> Result<Option<String>, SinkError> {
-        let query = [("flat_settings", "true"), ("filter_path", "*.settings.index.uuid")];
+        // Not with `flat_settings`: no filter matches a name with dots.
+        let query = [("filter_path", "*.settings.index.uuid")];
         let answer = self.send(Method::GET, &[index, "_settings"], &query, Content::Empty).await?;
         match answer.status {
             200 => {
                 let settings: Value = answer.json()?;
                 let of_each = settings.as_object().into_iter().flat_map(serde_json::Map::values);
                 let mut uuids: Vec<&str> =
-                    of_each.filter_map(|index| index["settings"]["index.uuid"].as_str()).collect();
+                    of_each.filter_map(|index| index["settings"]["index"]["uuid"].as_str()).collect();
                 uuids.sort_unstable();
                 Ok(Some(uuids.join(",")))
             }

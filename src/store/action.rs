@@ -193,8 +193,9 @@ impl<'a> ActionMeta<'a> {
             },
         };
         match self.id.as_deref() {
-            None if matches!(kind, Kind::Delete | Kind::Update) => return Err(Failure::validation("id is missing")),
-            Some("") => return Err(Failure::argument("if _id is specified it must not be empty")),
+            None | Some("") if matches!(kind, Kind::Delete | Kind::Update) => {
+                return Err(Failure::validation("id is missing"));
+            }
             Some(id) if id.len() > 512 => {
                 return Err(Failure::validation(&format!(
                     "id [{}...] is too long, must be no longer than 512 bytes but was: {}",

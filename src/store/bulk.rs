@@ -125,8 +125,10 @@ fn prepare(
     index: &Index,
 ) -> Result<Step, Failure> {
     if rules.closed {
-        let failure = Failure::new(400, "index_closed_exception", "closed");
-        return Err(failure.about(&index.name));
+        return Err(Failure::closed(index));
+    }
+    if id.is_empty() {
+        return Err(Failure::argument("if _id is specified it must not be empty"));
     }
     if rules.block_write {
         let reason = format!("index [{}] blocked by: [FORBIDDEN/8/index write (api)];", index.name);

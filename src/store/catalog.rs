@@ -65,7 +65,7 @@ impl Catalog {
         let mut names = self.write();
         if let Some(index) = names.indices.get(name) {
             let reason = format!("index [{name}/{}] already exists", index.uuid);
-            return Err(Failure::new(400, "resource_already_exists_exception", reason).about(name));
+            return Err(Failure::new(400, "resource_already_exists_exception", reason).of(index));
         }
         if names.aliases.contains_key(name) {
             let reason = format!("Invalid index name [{name}], already exists as alias");

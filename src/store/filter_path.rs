@@ -13,6 +13,8 @@ use serde_json::value::RawValue;
 pub(super) struct Filter {
     include: Vec<Vec<String>>,
     exclude: Vec<Vec<String>>,
+    /// A dot in a member's name stands for a level, as it does in documents.
+    dotted: bool,
 }
 
 impl Filter {
@@ -21,28 +23,28 @@ impl Filter {
         let (exclude, include): (Vec<&str>, Vec<&str>) =
             text.split(',').map(str::trim).filter(|pattern| !pattern.is_empty()).partition(|p| p.starts_with('-'));
         let exclude = exclude.into_iter().map(|pattern| &pattern[1..]);
-        let filter = Self::of(include, exclude);
+        // Of answers it matches names as they are: nothing matches one with a dot in it.
+        let filter = Self { dotted: false, ..Self::of(include, exclude) };
         (filter != Self::default()).then_some(filter)
     }
 
-    /// Keeps what `include` names (everything if it names nothing) without what `exclude` names.
+    /// Of documents: keeps what `include` names (everything if it names nothing) without what `exclude` names.
     pub(super) fn of<'a>(
         include: impl IntoIterator<Item = &'a str>,
         exclude: impl IntoIterator<Item = &'a str>,
     ) -> Self {
         let split = |pattern: &str| pattern.split('.').map(str::to_owned).collect();
-        Self { include: include.into_iter().map(split).collect(), exclude: exclude.into_iter().map(split).collect() }
+        Self {
+            include: include.into_iter().map(split).collect(),
+            exclude: exclude.into_iter().map(split).collect(),
+            dotted: true,
+        }
     }
 
     /// The part of `json` that stays; `{}` if nothing does. `json` unchanged if it is no JSON.
     pub(super) fn apply(&self, json: &str) -> String {
         let mut out = String::with_capacity(json.len().min(4096));
-        let state = State {
-            all: self.include.is_empty(),
-            include: self.include.iter().map(Vec::as_slice).collect(),
-            exclude: self.exclude.iter().map(Vec::as_slice).collect(),
-        };
-        match state.write(json.trim(), &mut out, 0) {
+        match self.state().write(json.trim(), &mut out, 0) {
             Ok(true) => out,
             Ok(false) => "{}".to_owned(),
             Err(_) => json.to_owned(),
@@ -51,11 +53,7 @@ impl Filter {
 
     /// Whether the value at `path` stays (arrays are no part of a path).
     pub(super) fn keeps(&self, path: &[&str]) -> bool {
-        let mut state = State {
-            all: self.include.is_empty(),
-            include: self.include.iter().map(Vec::as_slice).collect(),
-            exclude: self.exclude.iter().map(Vec::as_slice).collect(),
-        };
+        let mut state = self.state();
         for name in path {
             match state.enter(name) {
                 Some(next) => state = next,
@@ -63,6 +61,15 @@ impl Filter {
             }
         }
         state.all
+    }
+
+    fn state(&self) -> State<'_> {
+        State {
+            all: self.include.is_empty(),
+            include: self.include.iter().map(Vec::as_slice).collect(),
+            exclude: self.exclude.iter().map(Vec::as_slice).collect(),
+            dotted: self.dotted,
+        }
     }
 }
 
@@ -74,18 +81,20 @@ struct State<'f> {
     all: bool,
     include: Vec<&'f [String]>,
     exclude: Vec<&'f [String]>,
+    dotted: bool,
 }
 
 impl<'f> State<'f> {
     /// The state below the member `name`; none if nothing below can stay.
     fn enter(&self, name: &str) -> Option<State<'f>> {
-        let include = if self.all { Vec::new() } else { advance(&self.include, name) };
-        let exclude = advance(&self.exclude, name);
+        let dotted = self.dotted;
+        let include = if self.all { Vec::new() } else { advance(&self.include, name, dotted) };
+        let exclude = advance(&self.exclude, name, dotted);
         if exclude.iter().any(|rest| finished(rest)) {
             return None;
         }
         let all = self.all || include.iter().any(|rest| finished(rest));
-        (all || !include.is_empty()).then_some(State { all, include, exclude })
+        (all || !include.is_empty()).then_some(State { all, include, exclude, dotted })
     }
 
     /// Writes what stays of `json`; false if that is nothing.
@@ -150,10 +159,11 @@ fn finished(rest: &[String]) -> bool {
     rest.iter().all(|part| part == "**")
 }
 
-/// The rests of `patterns` below a member. A dot in its name stands for a level, as in Elasticsearch's documents.
-fn advance<'f>(patterns: &[&'f [String]], name: &str) -> Vec<&'f [String]> {
+/// The rests of `patterns` below a member.
+fn advance<'f>(patterns: &[&'f [String]], name: &str, dotted: bool) -> Vec<&'f [String]> {
     let mut now = patterns.to_vec();
-    for part in name.split('.') {
+    let parts = if dotted { name.split('.').collect() } else { vec![name] };
+    for part in parts {
         let mut next = Vec::new();
         for &pattern in &now {
             // `**` may stand for this level and more, or end before it.
@@ -282,7 +292,9 @@ mod tests {
         assert_eq!(filtered("**.type", BULK), r#"{"items":[{"delete":{"error":{"type":"v"}}}]}"#);
         assert_eq!(filtered("-items", BULK), r#"{"took":3,"errors":true}"#);
         assert_eq!(filtered("items.**,-items.*.error", BULK).matches("status").count(), 2);
-        assert_eq!(filtered("a.b", r#"{"a.b":17.50,"a":{"b":[],"c":1}}"#), r#"{"a.b":17.50,"a":{"b":[]}}"#);
+        let both = r#"{"a.b":17.50,"a":{"b":[],"c":1}}"#;
+        assert_eq!(filtered("a.b", both), r#"{"a":{"b":[]}}"#);
+        assert_eq!(Filter::of(["a.b"], []).apply(both), r#"{"a.b":17.50,"a":{"b":[]}}"#);
     }
 
     #[test]

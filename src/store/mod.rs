@@ -18,15 +18,18 @@
 //!
 //! # Where it differs from a real server
 //!
+//! `tests/real/contract.rs` asks both the same. Known to differ:
+//!
 //! - Searches see writes at once; `_refresh` does nothing.
 //! - There is no disk: its end is the end of the documents.
 //! - No field is guessed. Types are checked only for fields that somebody mapped; a date format that is a pattern of
-//!   letters is checked for the characters of a date only. Settings are kept, whatever they are called; those that
-//!   count are `gc_deletes`, `blocks.write`, `blocks.read_only`, `blocks.read_only_allow_delete`.
+//!   letters is checked for the characters of a date only. Types of fields and settings are kept, whatever they are
+//!   called; the settings that count are `gc_deletes`, `blocks.write`, `blocks.read_only`, `blocks.read_only_allow_delete`.
 //! - Queries: `match_all`, `match_none`, `term`, `terms`, `ids`, `range`, `exists`, `prefix`, `wildcard` (`*` only),
 //!   `match`, `bool`, `constant_score`. There is no scoring, no aggregation, no script.
 //! - Ranges compare text as text: dates need the same notation on both sides.
 //! - A document's id alone is its key: `routing` is kept and shown, and does not choose a shard.
+//! - A scroll that is gone, and a query that is none, are answered with the same status and fewer words.
 //! - An endpoint that it does not know is answered 400 with an `error` object (Elasticsearch: a bare string).
 //!
 //! # Null mode

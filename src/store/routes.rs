@@ -141,12 +141,14 @@ fn route(shared: &Shared, request: &Request, fault: Option<&Armed>) -> Result<Re
             Ok(Reply::ok(br#"{"_shards":{"total":2,"successful":1,"failed":0}}"#.to_vec()))
         }
         [index, "_refresh" | "_flush"] if ask => {
-            catalog.resolve(index, ignore)?;
+            if let Some(closed) = catalog.resolve(index, ignore)?.iter().find(|index| index.meta().closed) {
+                return Err(Failure::closed(closed));
+            }
             Ok(Reply::ok(br#"{"_shards":{"total":2,"successful":1,"failed":0}}"#.to_vec()))
         }
         ["_aliases"] if request.method == Method::POST => {
             catalog.update_aliases(&request.json()?)?;
-            acknowledged()
+            ok(json!({ "acknowledged": true, "errors": false }))
         }
         ["_alias" | "_aliases"] if read => aliases(shared, "_all", None),
         ["_alias", name] if read => aliases(shared, "_all", Some(name)),
@@ -189,10 +191,15 @@ fn route(shared: &Shared, request: &Request, fault: Option<&Armed>) -> Result<Re
             acknowledged()
         }
         [index, verb @ ("_close" | "_open")] if request.method == Method::POST => {
+            let mut answer = json!({ "acknowledged": true, "shards_acknowledged": true });
             for index in catalog.resolve(index, ignore)? {
-                index.meta_mut().closed = *verb == "_close";
+                let close = *verb == "_close";
+                index.meta_mut().closed = close;
+                if close {
+                    answer["indices"][&index.name] = json!({ "closed": true });
+                }
             }
-            ok(json!({ "acknowledged": true, "shards_acknowledged": true }))
+            ok(answer)
         }
         ["_pgtide", "faults"] if request.method == Method::POST => {
             shared.faults.inject(Fault::parse(&request.body)?);
@@ -275,7 +282,7 @@ fn count(shared: &Shared, request: &Request, expression: &str) -> Result<Reply, 
     let count: u64 = if matches!(query, Query::All) {
         let closed = indices.iter().find(|index| index.meta().closed);
         if let Some(index) = closed {
-            return Err(Failure::new(400, "index_closed_exception", "closed").about(&index.name));
+            return Err(Failure::closed(index));
         }
         indices.iter().map(|index| index.count()).sum()
     } else {
@@ -295,9 +302,7 @@ fn search(shared: &Shared, request: &Request, expression: &str) -> Result<Reply,
 fn only(shared: &Shared, name: &str) -> Result<std::sync::Arc<Index>, Failure> {
     let mut indices = shared.catalog.resolve(name, false)?;
     match (indices.pop(), indices.is_empty()) {
-        (Some(index), true) if index.meta().closed => {
-            Err(Failure::new(400, "index_closed_exception", "closed").about(&index.name))
-        }
+        (Some(index), true) if index.meta().closed => Err(Failure::closed(&index)),
         (Some(index), true) => Ok(index),
         (None, _) => Err(Failure::no_index(name)),
         (Some(_), false) => Err(Failure::argument(format!(

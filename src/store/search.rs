@@ -36,7 +36,7 @@ impl View {
             let mapping = {
                 let meta = index.meta();
                 if meta.closed {
-                    return Err(Failure::new(400, "index_closed_exception", "closed").about(&index.name));
+                    return Err(Failure::closed(&index));
                 }
                 Arc::clone(&meta.mapping)
             };

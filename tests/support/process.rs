@@ -300,7 +300,7 @@ impl Pipeline {
 }
 
 /// A port that nobody listens on, below those of outgoing connections.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     loop {
         let port = fastrand::u16(10_000..20_000);
         if TcpListener::bind(("0.0.0.0", port)).is_ok() {

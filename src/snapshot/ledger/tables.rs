@@ -15,7 +15,7 @@ pub struct Remembered {
     pub seen: Option<Seen>,
     /// As what the stream announced it since its documents were made: [`Ledger::announced`].
     pub announced: Vec<Announced>,
-    /// Which index its documents went to, by `index.uuid`; none before there was one.
+    /// Which index its documents went to, by `index.uuid`; none before there was one. (It was once written empty.)
     pub index: Option<String>,
 }
 
@@ -29,8 +29,8 @@ impl Ledger {
             .client()
             .await
             .query(
-                "SELECT table_schema, table_name, definition, horizon, index_uuid, announced::text FROM public.cdc_snapshot_tables
-                 WHERE slot_name = $1",
+                "SELECT table_schema, table_name, definition, horizon, nullif(index_uuid, ''), announced::text
+                 FROM public.cdc_snapshot_tables WHERE slot_name = $1",
                 &[&self.job],
             )
             .await?;
@@ -105,7 +105,7 @@ impl Ledger {
                 "INSERT INTO public.cdc_snapshot_tables AS t (slot_name, table_schema, table_name, index_uuid)
                  VALUES ($1, $2, $3, $4)
                  ON CONFLICT (slot_name, table_schema, table_name)
-                 DO UPDATE SET index_uuid = coalesce(t.index_uuid, excluded.index_uuid)",
+                 DO UPDATE SET index_uuid = coalesce(nullif(t.index_uuid, ''), excluded.index_uuid)",
                 &[&self.job, &table.schema, &table.name, &uuid],
             )
             .await?;
