@@ -1,12 +1,15 @@
-//! What a pipeline leaves in PostgreSQL, and taking it away: slot, publication, ledger. Indices are never touched.
+//! What a pipeline leaves in PostgreSQL, and taking it away: slot, publication, ledger. Documents are never touched; an
+//! index whose first copy was cut short gets its settings back.
 
 use tokio_postgres::Client;
 
 use crate::config::{Config, Mode, ReplicaIdentity};
+use crate::index::{Found, Indices, Product};
 use crate::postgres::connect::connect;
 use crate::postgres::publication::{self, Maker};
 use crate::postgres::slot::{self, SlotInfo};
 use crate::problem::{Problem, ProblemKind};
+use crate::sink;
 use crate::snapshot::{self, Recorded};
 use crate::table::{TableId, quote_identifier};
 
@@ -119,6 +122,21 @@ impl Remains {
         }
         Recorded::remove(&self.client, &self.job, self.ledger_tables).await
     }
+}
+
+/// The indices that a first copy of this pipeline made ready for itself, and did not put back.
+///
+/// # Errors
+/// Elasticsearch cannot be asked.
+pub async fn hurried<'a>(config: &Config, client: &'a sink::Client) -> Result<(Indices<'a>, Vec<Found>), Problem> {
+    let product = Product::of(&client.info().await?);
+    let indices = Indices::new(client, product, &config.job(), config.elasticsearch.json_as);
+    let mut hurried = Vec::new();
+    for name in config.elasticsearch.table_index_mapping.values() {
+        let found = indices.find_one(name).await?;
+        hurried.extend(found.filter(|found| found.copies() && found.job() == Some(config.job().as_str())));
+    }
+    Ok((indices, hurried))
 }
 
 /// The ledger has tables of another job that this publication publishes.

@@ -177,7 +177,9 @@ async fn a_repair_brings_no_deleted_row_back() {
 async fn a_document_from_elsewhere_cannot_be_repaired_and_a_refused_one_is_said_to_be() {
     let rig = Rig::new().await;
     rig.sql(ITEMS).await;
-    let config = rig.config(&["items"]);
+    let mut config = rig.config(&["items"]);
+    // With a mapping of the test's.
+    config.elasticsearch.manage_indices = false;
     let engine = rig.run(config.clone()).await;
     rig.delivered().await;
     let ahead = i64::MAX - 1;

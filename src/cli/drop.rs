@@ -9,16 +9,17 @@ use indicatif::HumanBytes;
 use pgtide::config::Config;
 use pgtide::postgres::publication::Maker;
 use pgtide::problem::Problem;
-use pgtide::removal::Remains;
+use pgtide::removal::{self, Remains};
+use pgtide::sink::Client;
 use pgtide::table::quote_identifier;
 
-use super::{confirmed, print, shown_text};
+use super::{complain, confirmed, print, shown_text};
 
 /// The answer was no.
 const REFUSED: u8 = 1;
 
 #[derive(Args, Debug)]
-#[command(after_help = "Indices are not touched, and neither is anything else in Elasticsearch.")]
+#[command(after_help = "Documents are not touched. An index whose first copy was cut short gets its settings back.")]
 pub(super) struct Arguments {
     /// The configuration, YAML or JSON
     #[arg(long, value_name = "FILE")]
@@ -41,7 +42,22 @@ pub(super) async fn main(arguments: Arguments) -> Result<ExitCode, Problem> {
         return Err(problem.clone());
     }
     let publication = !arguments.keep_publication;
-    let goes = going(&remains, publication);
+    let client = Client::new(&config.elasticsearch)?;
+    let (indices, hurried) = match removal::hurried(&config, &client).await {
+        Ok((indices, hurried)) => (Some(indices), hurried),
+        Err(problem) => {
+            let what = "Whether a copy that was cut short has left settings in indices is not known";
+            complain(&format!("pgtide: {what}: {}\n", shown_text(&problem.message)));
+            (None, Vec::new())
+        }
+    };
+    let mut goes = going(&remains, publication);
+    goes.extend(hurried.iter().map(|found| {
+        format!(
+            "settings of index {} for a copy that was cut short: refresh_interval and number_of_replicas become what they were",
+            shown_text(&found.index)
+        )
+    }));
     let place = format!("database {} on {}", config.cdc.database, pgtide::postgres::connect::address(&config.cdc));
     let job = shown_text(remains.job());
     if goes.is_empty() {
@@ -63,6 +79,11 @@ pub(super) async fn main(arguments: Arguments) -> Result<ExitCode, Problem> {
     if !arguments.yes && !confirmed("Remove it?", "removed")? {
         print("Nothing was removed.\n")?;
         return Ok(ExitCode::from(REFUSED));
+    }
+    for found in &hurried {
+        if let Some(indices) = &indices {
+            indices.restore(found).await?;
+        }
     }
     let tables = remains.remove(publication).await?;
     let left = if remains.ledger_tables && !tables {

@@ -1,5 +1,6 @@
 //! The command line: arguments, and one file per subcommand.
 
+mod check;
 mod dead_letters;
 mod demo;
 mod drop;
@@ -29,6 +30,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Copy and stream the tables of a configuration file
     Run(run::Arguments),
+    /// Say what a start would find and make: both servers, tables, indices and their mappings; changes nothing
+    Check(check::Arguments),
     /// Compare rows and documents, while changes flow, and repair what differs
     Verify(verify::Arguments),
     /// List, show, send again or drop the documents that Elasticsearch refused
@@ -103,6 +106,7 @@ pub(crate) fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Demo(arguments) => block_on(demo::main(arguments)),
         Command::Run(arguments) => block_on(run::main(arguments)),
+        Command::Check(arguments) => block_on(check::main(arguments)),
         Command::Verify(arguments) => block_on(verify::main(arguments)),
         Command::DeadLetters(command) => block_on(dead_letters::main(command)),
         Command::Drop(arguments) => block_on(drop::main(arguments)),

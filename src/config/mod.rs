@@ -283,6 +283,17 @@ pub enum WithoutKey {
     Hash,
 }
 
+/// What `json` and `jsonb` become in an index that pgtide creates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum JsonAs {
+    /// Kept in the document and not searched, so that any JSON will do.
+    #[default]
+    Stored,
+    /// `flattened`, on OpenSearch `flat_object`: searched by key and value. Where a value is no object, Elasticsearch
+    /// refuses the document.
+    Flattened,
+}
+
 /// `snapshot:`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
@@ -372,6 +383,10 @@ pub struct Elasticsearch {
     pub numeric_as: NumericAs,
     /// `tablesWithoutKey` (ours): what becomes of them.
     pub without_key: WithoutKey,
+    /// `manageIndices` (ours): indices that are missing are created, and those created by pgtide extended.
+    pub manage_indices: bool,
+    /// `jsonAs` (ours): what `json` and `jsonb` become in an index that pgtide creates.
+    pub json_as: JsonAs,
 }
 
 /// `elasticsearch.ssl:`, the words of Elasticsearch's own clients.
@@ -480,6 +495,8 @@ impl Default for Elasticsearch {
             dead_letter_file: None,
             numeric_as: NumericAs::default(),
             without_key: WithoutKey::default(),
+            manage_indices: true,
+            json_as: JsonAs::default(),
         }
     }
 }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::section::{Field, Section};
 use super::{
-    Cdc, Config, Elasticsearch, Heartbeat, LogLevel, Mode, NumericAs, OnSchemaChange, Operation, ReplicaIdentity,
-    Secret, Slot, Snapshot, SslMode, Strategy, Table, VerificationMode, WithoutKey,
+    Cdc, Config, Elasticsearch, Heartbeat, JsonAs, LogLevel, Mode, NumericAs, OnSchemaChange, Operation,
+    ReplicaIdentity, Secret, Slot, Snapshot, SslMode, Strategy, Table, VerificationMode, WithoutKey,
 };
 use crate::table::TableId;
 
@@ -398,6 +398,9 @@ fn elasticsearch(section: Section<'_>) -> Elasticsearch {
     sink.dead_letter_file = path(&section, "deadLetterFile");
     let forms = [("number", NumericAs::Number), ("string", NumericAs::String)];
     set(&mut sink.numeric_as, section.get("numericAs").and_then(|field| field.choice(&forms)));
+    set(&mut sink.manage_indices, section.get("manageIndices").and_then(|field| field.switch()));
+    let forms = [("stored", JsonAs::Stored), ("flattened", JsonAs::Flattened)];
+    set(&mut sink.json_as, section.get("jsonAs").and_then(|field| field.choice(&forms)));
     if let Some(mapping) = group(&section, "tableIndexMapping") {
         if mapping.all().next().is_none() {
             let message = "maps no table to an index: without an entry, nothing is written";

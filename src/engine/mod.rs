@@ -16,6 +16,7 @@
 
 mod collect;
 mod control;
+mod indices;
 mod monitor;
 mod obey;
 mod pipeline;

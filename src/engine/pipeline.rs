@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::control::{Command, Commands};
+use super::indices;
 use super::monitor;
 use super::obey::answer;
 use super::resnapshots::{resnapshots, take_back};
@@ -187,7 +188,7 @@ async fn work(shared: &Arc<Shared>, stop: &CancellationToken, lead: Lead) -> Res
         let name = &cdc.publication.name;
         shared.counters.notice(Level::Info, format!("{}: added to publication {name}", table.id));
     }
-    preflight::tables(&client, config, &server, &names, shared.options.handler.is_none()).await?;
+    let tables = preflight::tables(&client, config, &server, &names, shared.options.handler.is_none()).await?;
     // Ended by us, what is under way brings home what it has sent.
     let ending = stop.child_token();
     shared.work_with(&server);
@@ -203,7 +204,9 @@ async fn work(shared: &Arc<Shared>, stop: &CancellationToken, lead: Lead) -> Res
         tokio::spawn(monitor::heartbeat(Arc::clone(shared), heartbeat.clone(), monitors.clone()));
     }
 
-    if mode != Mode::Never && to_copy(shared, &ledger).await? {
+    let copies = mode != Mode::Never && to_copy(shared, &ledger).await?;
+    indices::prepare(shared, &client, &ledger, &tables, copies, &ending).await?;
+    if copies {
         shared.set_phase(Phase::Snapshot, None);
         let copied = copied_tables(config, &shared.mappings);
         let began = Instant::now();
@@ -230,6 +233,7 @@ async fn work(shared: &Arc<Shared>, stop: &CancellationToken, lead: Lead) -> Res
         };
         shared.copy_ended();
         outcome?;
+        indices::restore(shared, &ending).await?;
         tracing::info!(seconds = began.elapsed().as_secs_f64(), "snapshot completed successfully");
     }
     if mode == Mode::SnapshotOnly {

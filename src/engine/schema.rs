@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use super::indices;
 use super::pipeline::current_position;
 use super::shared::Shared;
 use crate::config::{Mode, OnSchemaChange};
@@ -169,7 +170,24 @@ impl<'a> Schema<'a> {
         };
         watched.differs = Some((now.definition.clone(), looks));
         if at_once || looks >= SETTLED {
-            watched.asked = Some((now.definition.clone(), others));
+            let (oid, published) = (now.definition.oid, now.definition.published());
+            let mapping = &self.shared.mappings[number];
+            // Rows that are copied before the fields are there would not be found by them: otherwise the next look does both.
+            // At a start it is done.
+            let altered = match at_once {
+                true => Ok(true),
+                false => indices::altered(self.shared, self.client, mapping, oid, &published).await,
+            };
+            match altered {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(problem) if self.client.is_closed() => return Err(problem),
+                Err(problem) => {
+                    tracing::warn!(%problem, "extending the index of {id}");
+                    return Ok(());
+                }
+            }
+            self.tables[number].asked = Some((now.definition.clone(), others));
             return self.outdated(number, reason, &now).await;
         }
         Ok(())

@@ -311,6 +311,12 @@ impl Definition {
         announced.columns.iter().all(|(name, r#type)| self.columns.iter().any(|column| is(column, name, *r#type)))
     }
 
+    /// The names of the columns that are published.
+    #[must_use]
+    pub fn published(&self) -> Vec<&str> {
+        self.columns.iter().map(|column| column.name.as_str()).collect()
+    }
+
     /// The publication publishes it, every partition included.
     #[must_use]
     pub fn is_published(&self) -> bool {

@@ -1,6 +1,7 @@
 //! The PostgreSQL side: connections, catalog, publication, slot, replication protocol.
 
 pub mod catalog;
+pub mod column_types;
 pub mod connect;
 pub mod definition;
 mod error;

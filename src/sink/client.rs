@@ -358,16 +358,24 @@ impl Client {
         }
     }
 
-    /// Removes an index. One that does not exist is no error.
+    /// Removes an index, or those behind an alias, and the alias with them. One that does not exist is no error.
     ///
     /// # Errors
     /// As [`Client::send`], and any status but 2xx and 404.
     pub async fn delete_index(&self, index: &str) -> Result<(), SinkError> {
-        let answer = self.send(Method::DELETE, &[index], &[], Content::Empty).await?;
-        match answer.status {
-            200..=299 | 404 => Ok(()),
-            _ => Err(answer.into_error()),
+        let answer = self.send(Method::GET, &[index, "_alias"], &[], Content::Empty).await?;
+        let behind: serde_json::Map<String, Value> = match answer.status {
+            200 => answer.json()?,
+            404 => return Ok(()),
+            _ => return Err(answer.into_error()),
+        };
+        for index in behind.keys() {
+            let answer = self.send(Method::DELETE, &[index], &[], Content::Empty).await?;
+            if !matches!(answer.status, 200..=299 | 404) {
+                return Err(answer.into_error());
+            }
         }
+        Ok(())
     }
 
     /// Documents of the index that a search sees (refresh first); none when there is no such index.
@@ -414,7 +422,7 @@ impl Answer {
     }
 
     /// The error that this answer is.
-    pub(super) fn into_error(self) -> SinkError {
+    pub(crate) fn into_error(self) -> SinkError {
         let error = response::error_of(&self.body);
         let reason = response::describe(self.status, error.as_ref());
         let url = self.url;

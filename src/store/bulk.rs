@@ -156,7 +156,7 @@ fn prepare(
         }
         return Ok(Step::Update(body, action.versioning, routing.map(str::to_owned)));
     }
-    rules.mapping.check(source, id)?;
+    rules.mapping.check(source, id, rules.ignore_malformed)?;
     Ok(Step::Index(Document::new(id, routing.unwrap_or_default(), source), action.versioning))
 }
 
@@ -198,7 +198,7 @@ fn apply(documents: &mut Documents, id: &str, step: Step, rules: &WriteRules, no
                 }
             };
             let source = source.to_string();
-            rules.mapping.check(&source, id)?;
+            rules.mapping.check(&source, id, rules.ignore_malformed)?;
             let routing = routing.as_deref().or(current.as_ref().and_then(|current| current.routing()));
             documents.index(Document::new(id, routing.unwrap_or_default(), &source), versioning, now, rules.gc_deletes)
         }

@@ -45,6 +45,8 @@ enum Kind {
     Keyword,
     Text,
     Ip,
+    /// Objects only.
+    Flattened,
     /// Not checked.
     Any,
 }
@@ -76,7 +78,9 @@ impl Mapping {
                     return Err(mapper_failure(&format!("No type specified for field [{name}]")));
                 }
             };
-            let parsed = if type_name == "object" || type_name == "nested" {
+            let parsed = if field.get("enabled") == Some(&Value::Bool(false)) {
+                Field::Leaf(Leaf { kind: Kind::Any, type_name: type_name.to_owned(), ignore_malformed: false })
+            } else if type_name == "object" || type_name == "nested" {
                 Field::Object(Self::parse_object(field, strict)?)
             } else {
                 Field::Leaf(Leaf {
@@ -114,14 +118,15 @@ impl Mapping {
         }
     }
 
-    /// Whether `source` is a JSON object that fits. Else what Elasticsearch 8.19 would answer for the item.
-    pub(super) fn check(&self, source: &str, id: &str) -> Result<(), Failure> {
+    /// Whether `source` is a JSON object that fits. Else what Elasticsearch 8.19 would answer for the item. `lenient`:
+    /// `index.mapping.ignore_malformed`.
+    pub(super) fn check(&self, source: &str, id: &str, lenient: bool) -> Result<(), Failure> {
         if source.trim_start().as_bytes().first() != Some(&b'{') {
             return Err(document_failure("[1:1] failed to parse: Malformed content, must start with an object"));
         }
         let mut refusal = None;
         let mut json = serde_json::Deserializer::from_str(source);
-        let check = Check { mapping: self, path: "", id, top: true, refusal: &mut refusal };
+        let check = Check { mapping: self, path: "", id, top: true, lenient, refusal: &mut refusal };
         let result = check.deserialize(&mut json).and_then(|()| json.end());
         match (result, refusal) {
             (_, Some(refusal)) => Err(refusal),
@@ -194,6 +199,7 @@ fn kind_of(type_name: &str, field: &Value) -> Kind {
         "keyword" | "constant_keyword" | "wildcard" => Kind::Keyword,
         "text" | "match_only_text" => Kind::Text,
         "ip" => Kind::Ip,
+        "flattened" => Kind::Flattened,
         _ => Kind::Any,
     }
 }
@@ -204,8 +210,8 @@ impl Leaf {
         if self.kind == Kind::Any {
             return true;
         }
-        if raw.starts_with('{') {
-            return false;
+        if raw.starts_with('{') || self.kind == Kind::Flattened {
+            return raw.starts_with('{') && self.kind == Kind::Flattened;
         }
         let unquoted = if raw.starts_with('"') { serde_json::from_str::<String>(raw).ok() } else { None };
         let text = unquoted.as_deref().unwrap_or(raw);
@@ -223,8 +229,14 @@ impl Leaf {
                 !is_boolean && formats.split("||").any(|format| fits_date(format, text, unquoted.is_some()))
             }
             Kind::Ip => text.parse::<std::net::IpAddr>().is_ok(),
-            Kind::Keyword | Kind::Text | Kind::Any => true,
+            Kind::Keyword | Kind::Text | Kind::Any | Kind::Flattened => true,
         }
+    }
+
+    /// Whether a value that it does not accept is left out of its index, and the document kept.
+    fn ignores(&self, raw: &str, lenient: bool) -> bool {
+        let strict = matches!(self.kind, Kind::Keyword | Kind::Text | Kind::Flattened);
+        self.ignore_malformed || lenient && !strict && !raw.starts_with('{')
     }
 }
 
@@ -304,6 +316,7 @@ struct Check<'m, 'r> {
     path: &'m str,
     id: &'m str,
     top: bool,
+    lenient: bool,
     refusal: &'r mut Option<Failure>,
 }
 
@@ -335,7 +348,7 @@ impl<'de> Visitor<'de> for Check<'_, '_> {
                 }
                 Ok(Some(field)) => {
                     let value: &RawValue = map.next_value()?;
-                    check_value(field, &format!("{}{name}", self.path), value.get(), self.id, 0).err()
+                    check_value(field, &format!("{}{name}", self.path), value.get(), self.id, (0, self.lenient)).err()
                 }
                 Err(failure) => Some(failure),
             };
@@ -398,7 +411,7 @@ impl Mapping {
 const MAX_DEPTH: usize = 100;
 
 /// `depth`: arrays around the value.
-fn check_value(field: &Field, path: &str, raw: &str, id: &str, depth: usize) -> Result<(), Failure> {
+fn check_value(field: &Field, path: &str, raw: &str, id: &str, (depth, lenient): (usize, bool)) -> Result<(), Failure> {
     if raw == "null" {
         return Ok(());
     }
@@ -411,7 +424,9 @@ fn check_value(field: &Field, path: &str, raw: &str, id: &str, depth: usize) -> 
         }
         let elements: Vec<&RawValue> = serde_json::from_str(raw)
             .map_err(|_| document_failure(&format!("[1:1] failed to parse field [{path}]")))?;
-        return elements.iter().try_for_each(|element| check_value(field, path, element.get(), id, depth + 1));
+        return elements
+            .iter()
+            .try_for_each(|element| check_value(field, path, element.get(), id, (depth + 1, lenient)));
     }
     match field {
         Field::Object(below) => {
@@ -422,7 +437,7 @@ fn check_value(field: &Field, path: &str, raw: &str, id: &str, depth: usize) -> 
             }
             let mut refusal = None;
             let path = format!("{path}.");
-            let check = Check { mapping: below, path: &path, id, top: false, refusal: &mut refusal };
+            let check = Check { mapping: below, path: &path, id, top: false, lenient, refusal: &mut refusal };
             let result = check.deserialize(&mut serde_json::Deserializer::from_str(raw));
             match (result, refusal) {
                 (_, Some(refusal)) => Err(refusal),
@@ -430,7 +445,7 @@ fn check_value(field: &Field, path: &str, raw: &str, id: &str, depth: usize) -> 
                 (Ok(()), None) => Ok(()),
             }
         }
-        Field::Leaf(leaf) if leaf.ignore_malformed || leaf.accepts(raw) => Ok(()),
+        Field::Leaf(leaf) if leaf.accepts(raw) || leaf.ignores(raw, lenient) => Ok(()),
         Field::Leaf(leaf) => {
             let preview: String = raw.trim_matches('"').chars().take(100).collect();
             Err(document_failure(&format!(
@@ -448,7 +463,7 @@ mod tests {
     use serde_json::json;
 
     fn refusal(mapping: &Value, source: &str) -> Option<(String, String)> {
-        let checked = Mapping::parse(mapping).unwrap().check(source, "1");
+        let checked = Mapping::parse(mapping).unwrap().check(source, "1", false);
         checked.err().map(|failure| (failure.kind, failure.reason))
     }
 
@@ -497,6 +512,28 @@ mod tests {
         }
         let reason = refusal(&mapping, r#"{"l":"abc"}"#).unwrap().1;
         assert!(reason.contains("failed to parse field [l] of type [long] in document with id '1'"), "{reason}");
+    }
+
+    /// As Elasticsearch 9.5.3 has it.
+    #[test]
+    fn what_is_malformed_may_be_ignored_and_what_is_not_enabled_is_not_looked_at() {
+        let mapping = json!({"dynamic": false, "properties": {
+            "l": {"type": "long"}, "t": {"type": "date"}, "o": {"type": "boolean"}, "i": {"type": "ip"}, "k": {"type": "keyword"},
+            "f": {"type": "flattened"}, "s": {"type": "object", "enabled": false}}});
+        let mapping = Mapping::parse(&mapping).unwrap();
+        let fits = |source: &str| mapping.check(source, "1", true).is_ok();
+        for good in [
+            r#"{"l":"x","t":"12024-01-01","o":"maybe","i":"10.0.0.1/8"}"#,
+            r#"{"l":[1,"x"],"f":[{"a":1}]}"#,
+            r#"{"s":5}"#,
+            r#"{"s":[1,{"":2}]}"#,
+        ] {
+            assert!(fits(good), "{good}");
+        }
+        for bad in [r#"{"l":{"a":1}}"#, r#"{"k":{"a":1}}"#, r#"{"f":5}"#, r#"{"f":["a"]}"#] {
+            assert!(!fits(bad), "{bad}");
+        }
+        assert!(mapping.check(r#"{"l":"x"}"#, "1", false).is_err());
     }
 
     #[test]

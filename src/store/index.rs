@@ -313,6 +313,8 @@ pub(super) struct Meta {
 pub(super) struct WriteRules {
     pub(super) mapping: Arc<Mapping>,
     pub(super) closed: bool,
+    /// `index.mapping.ignore_malformed`.
+    pub(super) ignore_malformed: bool,
     pub(super) block_write: bool,
     pub(super) block_delete_only: bool,
     pub(super) gc_deletes: Option<Duration>,
@@ -324,6 +326,7 @@ impl Meta {
         WriteRules {
             mapping: Arc::clone(&self.mapping),
             closed: self.closed,
+            ignore_malformed: is_set("index.mapping.ignore_malformed"),
             block_write: is_set("index.blocks.write") || is_set("index.blocks.read_only"),
             block_delete_only: is_set("index.blocks.read_only_allow_delete"),
             gc_deletes: match self.settings.get("index.gc_deletes") {

@@ -215,6 +215,15 @@ impl Pipeline {
         self.starts += 1;
     }
 
+    /// Runs another command on the same configuration: `check`, `drop --yes`.
+    pub fn call(&self, command: &[&str]) -> std::process::Output {
+        let file = self.folder.path().join("pgtide.json");
+        fs::write(&file, self.configuration.to_string()).unwrap();
+        let (name, options) = command.split_first().expect("a command");
+        let mut call = Command::new(PROGRAM);
+        call.arg(name).arg("--config").arg(&file).args(options).stdin(Stdio::null()).output().unwrap()
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("it does not run").0.id()
     }

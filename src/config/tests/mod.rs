@@ -72,6 +72,8 @@ elasticsearch:
   deadLetterFile: /var/lib/pgtide/dead.ndjson
   numericAs: string
   tablesWithoutKey: hash
+  manageIndices: false
+  jsonAs: flattened
   discoverNodesInterval: 5m
   disableDiscoverNodesOnStart: true
   typeName: ""
@@ -263,6 +265,8 @@ fn every_key_is_read() {
             dead_letter_file: Some("/var/lib/pgtide/dead.ndjson".into()),
             numeric_as: NumericAs::String,
             without_key: WithoutKey::Hash,
+            manage_indices: false,
+            json_as: JsonAs::Flattened,
         },
     };
     assert_eq!(config, expected);
