@@ -8,7 +8,8 @@ use pgtide::config::ReplicaIdentity;
 use pgtide::problem::ProblemKind;
 use pgtide::table::TableId;
 use serde_json::json;
-use support::pipeline::{Rig, ended, stop};
+use support::pipeline::{LIMIT, Rig, ended, live, stop};
+use support::wait_until;
 
 async fn version(rig: &Rig) -> i64 {
     rig.count("SELECT current_setting('server_version_num')::int8").await
@@ -201,5 +202,29 @@ async fn a_publication_of_all_tables() {
     rig.sql("INSERT INTO later VALUES (2)").await;
     rig.equal("later").await;
     rig.equal_now("books").await;
+    stop(engine).await;
+}
+
+/// PostgreSQL lists the tables of a publication first and opens them then. One that is dropped in between is an internal
+/// error there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_is_dropped_while_the_publication_is_looked_at() {
+    let rig = Rig::new().await;
+    rig.sql("CREATE TABLE books (id int PRIMARY KEY); INSERT INTO books VALUES (1); CREATE TABLE others (id int PRIMARY KEY)").await;
+    rig.sql(&format!("CREATE PUBLICATION {} FOR TABLE books, others", rig.name)).await;
+    let mut config = rig.config(&["books"]);
+    config.cdc.publication.create_if_not_exists = false;
+    config.cdc.publication.tables.clear();
+    let session = rig.connect().await;
+    session.batch_execute("BEGIN; DROP TABLE others").await.unwrap();
+    let engine = rig.start(config);
+    // Before version 15 the tables are not opened.
+    if version(&rig).await >= 150_000 {
+        let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'others'::regclass";
+        wait_until("the table is waited for", LIMIT, || async { rig.count(waits).await > 0 }).await;
+    }
+    session.batch_execute("COMMIT").await.unwrap();
+    live(&engine).await;
+    rig.equal("books").await;
     stop(engine).await;
 }

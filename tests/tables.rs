@@ -116,6 +116,29 @@ async fn a_copy_that_fails_for_good() {
     stop(engine).await;
 }
 
+/// What somebody has to set up first is waited for, and keeps no other table waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_waits_until_its_table_is_published() {
+    let rig = rig(&["a", "b"]).await;
+    let engine = rig.run(rig.config(&["a", "b"])).await;
+    rig.sql(&format!("ALTER PUBLICATION {} DROP TABLE b", rig.name)).await;
+    rig.sql("DELETE FROM b WHERE id < 10").await;
+    engine.control().send(Command::Resnapshot(TableId::new("public", "b"))).await.unwrap();
+    let waits = || async {
+        let table = &engine.status().tables[1];
+        let reason = table.problem.as_ref().is_some_and(|problem| problem.message.contains("does not publish table"));
+        reason && table.state == TableState::Retrying && table.attempts > 2
+    };
+    wait_until("it is tried again and again", LIMIT, waits).await;
+    engine.control().send(Command::Resnapshot(TableId::new("public", "a"))).await.unwrap();
+    wait_until("the other one is copied", LIMIT, || async { noticed(&engine, "public.a: copied again") }).await;
+    rig.sql(&format!("ALTER PUBLICATION {} ADD TABLE b", rig.name)).await;
+    wait_until("it is copied", LIMIT, || async { noticed(&engine, "public.b: copied again") }).await;
+    rig.equal("b").await;
+    live(&engine).await;
+    stop(engine).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_is_taken_out_keeps_its_index_and_is_copied_when_it_comes_back() {
     let rig = rig(&["a", "b"]).await;

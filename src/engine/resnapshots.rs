@@ -5,26 +5,50 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::shared::Shared;
 use crate::mapping::TableMapping;
+use crate::problem::{Problem, ProblemKind};
 use crate::snapshot::{self, Ledger};
 use crate::status::{Level, TableState};
 
-/// Attempts of a resnapshot that something passing is in the way of.
-const AGAIN: u32 = 5;
+/// The longest wait between two attempts of a resnapshot that something is in the way of.
+const BACKOFF: Duration = Duration::from_secs(30);
+
+/// What has been in the way of one table's resnapshot.
+#[derive(Default)]
+struct Trouble {
+    attempts: u32,
+    said: Option<Problem>,
+    /// It is not tried again before.
+    until: Option<Instant>,
+}
 
 /// Copies tables again, one at a time; none that the operator holds, which would keep the others waiting. Ends never; dropped
 /// when the stream ends.
 pub(super) async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> Infallible {
-    let mut attempts = vec![0; shared.mappings.len()];
+    let mut troubles: Vec<Trouble> = shared.mappings.iter().map(|_| Trouble::default()).collect();
     loop {
         take_back(shared, ledger).await;
         shared.gate.enter().wait().await;
         let held = |number: usize| shared.counters.tables[number].paused.load(Relaxed);
-        let mut free = shared.mappings.iter().filter(|mapping| !held(mapping.number));
+        for (number, trouble) in troubles.iter_mut().enumerate() {
+            if !shared.resnapshots.is_wanted(number) {
+                // It was given up. Who asks anew does not wait.
+                *trouble = Trouble::default();
+            }
+        }
+        let now = Instant::now();
+        let due = |number: usize| troubles[number].until.is_none_or(|until| until <= now);
+        let mut free = shared.mappings.iter().filter(|mapping| !held(mapping.number) && due(mapping.number));
         let next = free.find_map(|mapping| Some((mapping, shared.resnapshots.take(mapping.number)?)));
         let Some((mapping, turn)) = next else {
-            shared.resnapshots.changed().await;
+            let next_due = troubles.iter().filter_map(|trouble| trouble.until).filter(|until| *until > now).min();
+            tokio::select! {
+                () = shared.resnapshots.changed() => {}
+                () = tokio::time::sleep_until(next_due.unwrap_or(now)), if next_due.is_some() => {}
+            }
             continue;
         };
         let number = mapping.number;
@@ -43,19 +67,24 @@ pub(super) async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> I
                 continue;
             }
             Err(_) if turn.stop.is_cancelled() => {
-                attempts[number] = 0;
+                troubles[number] = Trouble::default();
                 continue;
             }
-            Err(problem) if problem.transient && attempts[number] < AGAIN => {
-                attempts[number] += 1;
+            // What somebody has to set up may be set up at any time.
+            Err(problem) if problem.transient || problem.kind == ProblemKind::Setup => {
+                let trouble = &mut troubles[number];
+                trouble.attempts += 1;
+                let longest = BACKOFF.min(Duration::from_millis(500) * 2_u32.saturating_pow(trouble.attempts.min(10)));
+                trouble.until = Some(Instant::now() + longest.mul_f64(0.5 + fastrand::f64() / 2.0));
                 counters.set_state(TableState::Retrying);
-                counters.attempts.store(attempts[number], Relaxed);
-                shared.counters.notice(Level::Warn, format!("{}: {}; trying again", mapping.table, problem.message));
-                counters.set_problem(Some(problem));
-                tokio::select! {
-                    () = tokio::time::sleep(Duration::from_secs(1) * attempts[number]) => {}
-                    () = turn.stop.cancelled() => {}
+                counters.attempts.store(trouble.attempts, Relaxed);
+                if trouble.said.as_ref() != Some(&problem) {
+                    shared
+                        .counters
+                        .notice(Level::Warn, format!("{}: {}; trying again", mapping.table, problem.message));
                 }
+                counters.set_problem(Some(problem.clone()));
+                trouble.said = Some(problem);
                 continue;
             }
             Err(problem) => {
@@ -69,7 +98,7 @@ pub(super) async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> I
                 Some(problem)
             }
         };
-        attempts[number] = 0;
+        troubles[number] = Trouble::default();
         turn.ended(failed);
         ended(shared, number);
     }

@@ -224,6 +224,14 @@ fn server_problem(error: &ServerError, says: impl Fn(ProblemKind, &str) -> Probl
              pg_locks WHERE mode = 'AccessExclusiveLock').",
         )
         .transient(),
+        // Internal errors of PostgreSQL, never translated: what a catalog has just listed is dropped or altered by a
+        // concurrent transaction before it is opened. `pg_publication_tables` and the functions that print definitions do so.
+        "XX000" if RACES.iter().any(|text| mentions(text)) => says(
+            Setup,
+            "A table was dropped or altered while the catalog was read. It is tried again by itself. If it stays, the \
+             catalog is damaged: the server's log says more.",
+        )
+        .transient(),
         "55000" if mentions("wal_level") => says(Setup, "Set wal_level = logical and restart the server."),
         // From version 16 on, and before. In other languages the slot's wal_status tells.
         "55000" if mentions("can no longer") || mentions("cannot read from logical replication slot") => says(Gap, LOST),
@@ -236,6 +244,8 @@ fn server_problem(error: &ServerError, says: impl Fn(ProblemKind, &str) -> Probl
         _ => says(Postgres, "The server's log says more."),
     }
 }
+
+const RACES: [&str; 3] = ["could not open relation with OID", "cache lookup failed for", "tuple concurrently "];
 
 const LOST: &str = "The server has removed WAL that was not read yet, so changes are missing. Drop the slot and copy the tables \
                     again; a larger max_slot_wal_keep_size keeps it from happening.";
@@ -294,6 +304,9 @@ mod tests {
             ("55000", "can no longer get changes from replication slot \"s\"", Gap, false, "copy the tables"),
             ("58P01", "requested WAL segment 00 has already been removed", Gap, false, "copy the tables"),
             ("40P01", "deadlock detected", Postgres, true, "again"),
+            ("XX000", "could not open relation with OID 25085", Setup, true, "again"),
+            ("XX000", "cache lookup failed for attribute 3 of relation 7", Setup, true, "again"),
+            ("XX000", "invalid page in block 7", Postgres, false, "log"),
             ("42P01", "relation does not exist", Postgres, false, "log"),
         ] {
             let problem = server(sqlstate, message);

@@ -70,7 +70,8 @@ async fn again_recorded(
     let Some(copied) = copied else { return Ok(Ended::Released) };
     if deletes.overflowed() {
         return Err(Problem::new(
-            ProblemKind::Setup,
+            // Nothing that is set up otherwise would help: not tried again by itself.
+            ProblemKind::Internal,
             format!("{}: more rows were deleted during the copy than pgtide remembers", table.mapping.table),
             "Copy it again at a quieter time. The documents are valid; only deleted rows may still have one.",
         ));

@@ -112,9 +112,9 @@ pub const REWRITES: Profile = Profile {
     name: "rewrites",
     tables: &[Kind::Plain],
     at_most: 3,
-    weights: Weights { rewrite: 3, ..Weights::ROWS },
+    weights: Weights { rewrite: 9, ..Weights::ROWS },
     scenes: &[(2, Scene::Kill), (1, Scene::Down), (1, Scene::Resnapshot)],
-    count: (0, 2),
+    count: (1, 3),
     many_chunks: true,
 };
 

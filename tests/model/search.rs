@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use futures_util::FutureExt;
 use tokio::sync::Semaphore;
@@ -55,6 +56,7 @@ struct Ran {
 impl Search {
     /// Until one fails, or all are done.
     pub async fn run(self) -> (Option<Found>, Run) {
+        let began = Instant::now();
         let (this, next) = (Arc::new(self), Arc::new(AtomicU64::new(0)));
         let jobs = JOBS.get().expect("the number of jobs is set first");
         let mut tasks = tokio::task::JoinSet::new();
@@ -69,6 +71,14 @@ impl Search {
                         return ran;
                     }
                     ran.push(this.history(number).await);
+                    if number > 0 && number.is_multiple_of(100) {
+                        // Hours may pass until the last one.
+                        eprintln!(
+                            "{number} histories of {} begun {:.0} s ago",
+                            this.count,
+                            began.elapsed().as_secs_f64()
+                        );
+                    }
                     if ran.iter().any(|ran| ran.failed.is_some()) {
                         // The others end, too.
                         next.store(this.count, Ordering::Relaxed);
