@@ -48,9 +48,9 @@ const COPIES: u32 = 5;
 
 /// Verifies, after the damage if there is any.
 pub async fn audit(history: &History, damage: &[Damage]) -> Held {
-    for _ in 1..COPIES {
+    for round in 1..COPIES {
         let before = newest_chunk(history).await;
-        let held = damaged(history, damage).await;
+        let held = damaged(history, damage, round).await;
         if held.is_ok() || newest_chunk(history).await == before {
             return held;
         }
@@ -61,7 +61,7 @@ pub async fn audit(history: &History, damage: &[Damage]) -> Held {
         .await;
         run(history, true).await?;
     }
-    damaged(history, damage).await
+    damaged(history, damage, COPIES).await
 }
 
 /// Each copy plans chunks of its own.
@@ -70,10 +70,10 @@ async fn newest_chunk(history: &History) -> Option<i32> {
     history.client().query_one(sql, &[&history.place.name]).await.unwrap().get(0)
 }
 
-async fn damaged(history: &History, damage: &[Damage]) -> Held {
+async fn damaged(history: &History, damage: &[Damage], round: u32) -> Held {
     let mut done = Found::new();
     for damage in damage {
-        let harmed = harm(history, *damage, &done).await;
+        let harmed = harm(history, *damage, round, &done).await;
         done.extend(harmed);
     }
     history.log.add(format!("verify, damaged: {done:?}"));
@@ -93,7 +93,7 @@ async fn damaged(history: &History, damage: &[Damage]) -> Held {
 }
 
 /// Damages a document; none where there is none, or where it is damaged already.
-async fn harm(history: &History, damage: Damage, done: &Found) -> Option<Harmed> {
+async fn harm(history: &History, damage: Damage, round: u32, done: &Found) -> Option<Harmed> {
     let Damage { table, what, at } = damage;
     let documents = history.store.documents(table.name());
     // With the version that it has, so that nothing about it but its content is odd.
@@ -105,7 +105,8 @@ async fn harm(history: &History, damage: Damage, done: &Found) -> Option<Harmed>
     match what {
         DifferenceKind::Missing => {}
         DifferenceKind::Extra => {
-            id = format!("{}{id}", 90 + at % 10);
+            // What an earlier round's was removed at is newer than any row.
+            id = format!("9{round}{}{id}", at % 10);
         }
         DifferenceKind::Different => {
             document.insert("v".to_owned(), to_raw_value("damaged").unwrap());
