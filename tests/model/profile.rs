@@ -111,7 +111,7 @@ pub const DELETES: Profile = Profile {
 pub const REWRITES: Profile = Profile {
     name: "rewrites",
     tables: &[Kind::Plain],
-    at_most: 3,
+    at_most: 1,
     weights: Weights { rewrite: 9, ..Weights::ROWS },
     scenes: &[(2, Scene::Kill), (1, Scene::Down), (1, Scene::Resnapshot)],
     count: (1, 3),
