@@ -196,8 +196,9 @@ pub(super) async fn watch_slot(
     let mut warned = false;
     let mut active = false;
     let mut silent = false;
-    let mut seen_before = false;
     while !stop.is_cancelled() {
+        // Asked before: it may be made meanwhile. One that is being made is not expected; that may fail, and it is dropped again.
+        let expected = shared.counters.slot_expected.load(Relaxed);
         let seen = async {
             if client.is_none() {
                 client = Some(connect(&config.cdc, "slot monitor").await.map_err(Problem::from)?);
@@ -241,11 +242,10 @@ pub(super) async fn watch_slot(
                 warned = endangered;
                 active = info.as_ref().is_some_and(|info| info.active);
                 shared.counters.awaited.store(info.as_ref().is_some_and(|info| info.awaited), Relaxed);
-                if let Some(problem) = source::lost(&shared, info.as_ref(), seen_before) {
+                if let Some(problem) = source::lost(&shared, info.as_ref(), expected) {
                     // Told once is enough: it stays so.
                     let _ = lost.try_send(problem);
                 }
-                seen_before |= info.is_some();
                 *lock(&shared.slot) = info;
             }
             Err(problem) => {

@@ -198,6 +198,7 @@ async fn work(shared: &Arc<Shared>, stop: &CancellationToken, lead: Lead) -> Res
     }
     let monitors = CancellationToken::new();
     let _end_monitors = monitors.clone().drop_guard();
+    shared.counters.slot_expected.store(slot.is_some(), Relaxed);
     let (lost, mut slot_lost) = mpsc::channel(1);
     tokio::spawn(monitor::watch_slot(Arc::clone(shared), server.clone(), lost, monitors.clone()));
     if let Some(heartbeat) = &cdc.heartbeat {
@@ -245,6 +246,7 @@ async fn work(shared: &Arc<Shared>, stop: &CancellationToken, lead: Lead) -> Res
     if mode == Mode::Never && slot.is_none() {
         let mut session = Session::connect(cdc, "slot").await?;
         let created = session.create_slot(slot_name, cdc.slot.kind()).await?;
+        shared.counters.slot_expected.store(true, Relaxed);
         shared.counters.notice(Level::Info, format!("slot {slot_name} created at {}", created.consistent_point));
     }
     shared.resnapshots.keep_in(&ledger);

@@ -141,15 +141,15 @@ async fn follow(shared: &Shared, server: &Server, before: u32, streamed: bool) -
     Ok(())
 }
 
-/// What a look at the slot says that was there a moment ago (`seen_before`): it cannot be streamed on from.
-pub(super) fn lost(shared: &Shared, slot: Option<&SlotInfo>, seen_before: bool) -> Option<Problem> {
+/// What a look at the slot says that was `expected` to be there: it cannot be streamed on from.
+pub(super) fn lost(shared: &Shared, slot: Option<&SlotInfo>, expected: bool) -> Option<Problem> {
     let name = &shared.options.config.cdc.slot.name;
     let Some(slot) = slot else {
         let gone = || {
             let message = format!("slot {name} is gone: somebody dropped it, and changes since then are lost");
             Problem::new(ProblemKind::Gap, message, copy_again(shared))
         };
-        return seen_before.then(gone);
+        return expected.then(gone);
     };
     if slot.wal_status == "lost" {
         return Some(without_slot(shared, slot::lost(name, slot)));

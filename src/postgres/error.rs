@@ -237,8 +237,15 @@ fn server_problem(error: &ServerError, says: impl Fn(ProblemKind, &str) -> Probl
         "55000" if mentions("can no longer") || mentions("cannot read from logical replication slot") => says(Gap, LOST),
         // A missing file. Its message is in the server's language; of a stream it can only be what is to be read.
         "58P01" if error.streaming || mentions("WAL segment") || mentions("pg_wal") => says(Gap, LOST),
-        // Connection failures, rollbacks that ask for another try, out of memory or disk, cancelled by an operator.
-        code if ["08", "40", "53", "57"].iter().any(|class| code.starts_with(class)) => {
+        // Looking at the catalog locks tables, too.
+        code if code.starts_with("40") => says(
+            Setup,
+            "A transaction of another session was in the way. It is tried again by itself. If it stays, the server's log says \
+             whose.",
+        )
+        .transient(),
+        // Connection failures, out of memory or disk, cancelled by an operator.
+        code if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => {
             says(Postgres, "It is tried again by itself. If it stays, the server's log says why.").transient()
         }
         _ => says(Postgres, "The server's log says more."),
@@ -303,7 +310,7 @@ mod tests {
             ("55000", "logical decoding requires wal_level >= logical", Setup, false, "wal_level"),
             ("55000", "can no longer get changes from replication slot \"s\"", Gap, false, "copy the tables"),
             ("58P01", "requested WAL segment 00 has already been removed", Gap, false, "copy the tables"),
-            ("40P01", "deadlock detected", Postgres, true, "again"),
+            ("40P01", "deadlock detected", Setup, true, "again"),
             ("XX000", "could not open relation with OID 25085", Setup, true, "again"),
             ("XX000", "cache lookup failed for attribute 3 of relation 7", Setup, true, "again"),
             ("XX000", "invalid page in block 7", Postgres, false, "log"),

@@ -72,6 +72,7 @@ pub async fn initial(
         problem = ledger.lost() => return Err(problem),
     };
     if !slot && streams {
+        context.counters.slot_expected.store(true, Relaxed);
         context.counters.notice(Level::Info, format!("slot {slot_name} created at {}", keeper.lsn));
     }
     let mut tables = tables;

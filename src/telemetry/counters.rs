@@ -226,6 +226,8 @@ pub struct Counters {
     pub confirmed_lsn: AtomicU64,
     /// Nothing beyond it was acknowledged to the slot; 0 before the stream begins.
     pub acknowledged_lsn: AtomicU64,
+    /// The slot was found, or made for good: were it missing, changes would be lost.
+    pub slot_expected: AtomicBool,
     /// Commits wait for what is acknowledged: pgtide is one of `synchronous_standby_names`, as it is under `*`.
     pub awaited: AtomicBool,
     /// Documents may hold what was committed up to here, and nothing that was committed later; 0 before there is one.
@@ -270,6 +272,7 @@ impl Counters {
             received_lsn: AtomicU64::new(0),
             confirmed_lsn: AtomicU64::new(0),
             acknowledged_lsn: AtomicU64::new(0),
+            slot_expected: AtomicBool::new(false),
             awaited: AtomicBool::new(false),
             applied_lsn: AtomicU64::new(0),
             oldest_commit: AtomicI64::new(0),

@@ -3,14 +3,14 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::pipeline::LIMIT;
 
 /// Listens on a port of its own and passes everything on, in plain text. Sessions whose application name ends with the
-/// text that is held wait before their first byte arrives.
+/// text that is held wait before their first byte arrives; those of the text that is muted get no answer.
 pub struct Proxy {
     /// Where it listens, on 127.0.0.1.
     pub port: u16,
@@ -20,6 +20,7 @@ pub struct Proxy {
 struct Shared {
     server: watch::Sender<SocketAddr>,
     hold: watch::Sender<Option<&'static str>>,
+    mute: watch::Sender<Option<&'static str>>,
     waiting: watch::Sender<usize>,
 }
 
@@ -30,7 +31,8 @@ impl Proxy {
         let port_here = listener.local_addr().unwrap().port();
         let server = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let server = watch::Sender::new(server);
-        let shared = Arc::new(Shared { server, hold: watch::Sender::new(None), waiting: watch::Sender::new(0) });
+        let (hold, mute, waiting) = (watch::Sender::new(None), watch::Sender::new(None), watch::Sender::new(0));
+        let shared = Arc::new(Shared { server, hold, mute, waiting });
         let accepting = Arc::clone(&shared);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -59,9 +61,15 @@ impl Proxy {
         self.shared.server.send_replace(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     }
 
+    /// Keeps what the server answers to sessions of this name from now on.
+    pub fn mute(&self, name: &'static str) {
+        self.shared.mute.send_replace(Some(name));
+    }
+
     /// Lets all go on.
     pub fn release(&self) {
         self.shared.hold.send_replace(None);
+        self.shared.mute.send_replace(None);
     }
 }
 
@@ -85,7 +93,23 @@ impl Shared {
         let mut server = TcpStream::connect(address).await?;
         server.write_u32(length).await?;
         server.write_all(&rest).await?;
-        copy_bidirectional(&mut client, &mut server).await?;
+        let ((mut from_client, mut to_client), (mut from_server, mut to_server)) = (client.split(), server.split());
+        let questions = async {
+            tokio::io::copy(&mut from_client, &mut to_server).await?;
+            to_server.shutdown().await
+        };
+        let answers = async {
+            let (mut mute, mut buffer) = (self.mute.subscribe(), vec![0; 1 << 16]);
+            loop {
+                let length = from_server.read(&mut buffer).await?;
+                let _ = mute.wait_for(|name| !name.is_some_and(is)).await;
+                if length == 0 {
+                    return to_client.shutdown().await;
+                }
+                to_client.write_all(&buffer[..length]).await?;
+            }
+        };
+        tokio::try_join!(questions, answers)?;
         Ok(())
     }
 }
