@@ -43,12 +43,10 @@ fn built_in(product: &Product, json_as: JsonAs, column: &ColumnType) -> Value {
         "date" | "timestamp" | "timestamptz" => json!({ "type": "date", "format": "strict_date_optional_time" }),
         "json" | "jsonb" => embedded(product, json_as),
         "bytea" => simple("binary"),
-        "inet" => {
-            json!({ "type": "ip", "fields": { "keyword": keyword() } })
-        }
-        "cidr" => simple("ip_range"),
+        "inet" => json!({ "type": "ip", "fields": { "keyword": keyword() } }),
         // Words with their places, made of another column to search in PostgreSQL.
         "tsvector" => json!({ "type": "keyword", "index": false, "doc_values": false }),
+        // `cidr` too: an `ip_range` refuses documents with IPv4 networks mapped into IPv6, and has no `ignore_malformed`.
         _ => keyword(),
     }
 }
@@ -58,8 +56,7 @@ fn extension(product: &Product, json_as: JsonAs, column: &ColumnType) -> Value {
         "citext" => json!({
             "type": "keyword", "normalizer": "lowercase", "ignore_above": LONGEST_KEYWORD, "fields": { "text": { "type": "text" } }
         }),
-        // A flat_object refuses a document for one long value.
-        "hstore" if product.has("flattened") => flattened(),
+        // A `flattened` refuses a document whose key and value have more bytes than a term, a `flat_object` a long value.
         "hstore" => embedded(product, json_as),
         "geometry" | "geography" if product.has("geo_shape") => json!({ "type": "geo_shape" }),
         // Hexadecimal digits or GeoJSON: nothing else takes both.

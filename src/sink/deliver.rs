@@ -19,6 +19,7 @@ use super::client::{Answer, Client, Content};
 use super::dead_letter::{self, DeadLetters};
 use super::error::SinkError;
 use super::lease::Lease;
+use super::memory::is_too_large;
 use super::response::{self, ErrorText, Items, Verdict};
 use super::stats::{Queued, Refused, SinkStats, Stats, Tally, TroubleGuard, now};
 
@@ -118,6 +119,8 @@ struct Judged {
     refused: Vec<Refused>,
     letters: Vec<u8>,
     trouble: Option<Again>,
+    /// What goes again does so in smaller requests.
+    split: bool,
 }
 
 impl Sink {
@@ -215,7 +218,14 @@ impl Sink {
                         trouble.clear();
                         self.reclaim(part.bytes);
                     } else {
-                        parts.push_front(part.subset(&judged.again));
+                        let rest = part.subset(&judged.again);
+                        if judged.split && rest.len() > 1 {
+                            let (first, second) = rest.halves();
+                            parts.push_front(second);
+                            parts.push_front(first);
+                        } else {
+                            parts.push_front(rest);
+                        }
                     }
                     judged.trouble
                 }
@@ -292,7 +302,7 @@ impl Sink {
             Err(error) => return again(&error, None),
         };
         if answer.status != 200 {
-            return refused_request(answer);
+            return refused_request(answer, part);
         }
         match response::read(&answer.body, &part.items) {
             Ok(items) => {
@@ -354,7 +364,7 @@ fn again(error: &SinkError, asked: Option<Duration>) -> Step {
 }
 
 /// What a status other than 200 calls for.
-fn refused_request(answer: Answer) -> Step {
+fn refused_request(answer: Answer, part: &Parcel) -> Step {
     let (status, asked) = (answer.status, answer.retry_after);
     let error = response::error_of(&answer.body);
     match (status, &error) {
@@ -365,6 +375,10 @@ fn refused_request(answer: Answer) -> Step {
         },
         // Only in Elasticsearch's own words: a proxy's 400 says nothing about a document.
         (400, Some(error)) if !matches!(response::judge(Kind::Index, status, Some(error)), Verdict::Wait) => {
+            Step::Split { status, kind: error.kind.to_string(), reason: error.reason.to_string() }
+        }
+        (429, Some(error)) if has_no_memory(error, part) => {
+            let error = no_memory(error);
             Step::Split { status, kind: error.kind.to_string(), reason: error.reason.to_string() }
         }
         (429, error) => Step::Again(Again {
@@ -381,6 +395,17 @@ fn refused_request(answer: Answer) -> Step {
 const BUSY: &str =
     "Elasticsearch has more to do than it can. It is asked more slowly; a smaller concurrentRequest may help.";
 
+fn has_no_memory(error: &ErrorText<'_>, part: &Parcel) -> bool {
+    is_too_large(&error.reason, part.bytes.len(), part.len())
+}
+
+/// The same in words that say whose fault it is.
+fn no_memory<'a>(error: &ErrorText<'a>) -> ErrorText<'a> {
+    let reason =
+        format!("the document needs more memory than indexing_pressure.memory.limit allows ({})", error.reason);
+    ErrorText { kind: error.kind.clone(), reason: reason.into() }
+}
+
 /// Judges every item of an answered part.
 fn judge_items(options: &SinkOptions, part: &Parcel, items: &Items<'_>, asked: Option<Duration>) -> Judged {
     let mut judged = Judged::default();
@@ -391,11 +416,20 @@ fn judge_items(options: &SinkOptions, part: &Parcel, items: &Items<'_>, asked: O
     let verdicts: Vec<Verdict> = items
         .iter()
         .zip(&part.items)
-        .map(|(answer, item)| response::judge(item.kind, answer.status, answer.error.as_ref()))
+        .map(|(answer, item)| {
+            let error = answer.error.as_ref();
+            match response::judge(item.kind, answer.status, error) {
+                Verdict::Retry { throttled: true } if error.is_some_and(|error| has_no_memory(error, part)) => {
+                    Verdict::TooLarge
+                }
+                verdict => verdict,
+            }
+        })
         .collect();
     let overtaken = overtaken(part, &verdicts);
     for (position, (verdict, answer)) in verdicts.into_iter().zip(items).enumerate() {
-        let throttled = verdict == Verdict::Retry { throttled: true } || answer.status == 429;
+        let throttled =
+            verdict == Verdict::Retry { throttled: true } || answer.status == 429 && verdict != Verdict::TooLarge;
         judged.tally.throttled += u64::from(throttled);
         match verdict {
             Verdict::Ok => judged.tally.settled.push(position),
@@ -403,7 +437,7 @@ fn judge_items(options: &SinkOptions, part: &Parcel, items: &Items<'_>, asked: O
                 judged.tally.superseded += 1;
                 judged.tally.settled.push(position);
             }
-            Verdict::Retry { .. } | Verdict::Wait if overtaken.contains(&position) => {
+            Verdict::Retry { .. } | Verdict::TooLarge | Verdict::Wait if overtaken.contains(&position) => {
                 judged.tally.superseded += 1;
                 judged.tally.settled.push(position);
             }
@@ -416,6 +450,15 @@ fn judge_items(options: &SinkOptions, part: &Parcel, items: &Items<'_>, asked: O
                         Some(item_trouble(part, position, answer.status, answer.error.as_ref(), slow, asked));
                 }
             }
+            Verdict::TooLarge if part.len() > 1 => {
+                judged.again.push(position);
+                judged.tally.retried += 1;
+                judged.split = true;
+            }
+            Verdict::TooLarge => {
+                let error = answer.error.as_ref().map(no_memory);
+                refuse(&mut judged, options, part, position, answer.status, error.as_ref());
+            }
             Verdict::Reject => refuse(&mut judged, options, part, position, answer.status, answer.error.as_ref()),
         }
     }
@@ -426,7 +469,8 @@ fn judge_items(options: &SinkOptions, part: &Parcel, items: &Items<'_>, asked: O
 /// version (one transaction) would put its older content over the newer one.
 fn overtaken(part: &Parcel, verdicts: &[Verdict]) -> HashSet<usize> {
     let mut void = HashSet::new();
-    if !verdicts.iter().any(|verdict| matches!(verdict, Verdict::Retry { .. } | Verdict::Wait)) {
+    let goes_again = |verdict: &Verdict| matches!(verdict, Verdict::Retry { .. } | Verdict::TooLarge | Verdict::Wait);
+    if !verdicts.iter().any(goes_again) {
         return void;
     }
     // From the end: whether a later item for the key has gone through.
@@ -437,7 +481,7 @@ fn overtaken(part: &Parcel, verdicts: &[Verdict]) -> HashSet<usize> {
             Verdict::Ok | Verdict::Superseded if part.items[position].kind != Kind::Update => {
                 done.insert(key);
             }
-            Verdict::Retry { .. } | Verdict::Wait if done.contains(&key) => {
+            again if goes_again(again) && done.contains(&key) => {
                 void.insert(position);
             }
             _ => {}

@@ -115,8 +115,9 @@ impl SinkError {
                     .to_owned()
             }
             SinkError::Forbidden { .. } => {
-                "Give the user of elasticsearch.username the privileges `monitor` on the cluster and `create_index`, `index`, \
-                 `delete`, `read` and `maintenance` on the indices."
+                "Give the user of elasticsearch.username, or the API key, the privileges `monitor` on the cluster and `create_index`, \
+                 `index`, `delete`, `read`, `view_index_metadata` and `maintenance` on the indices and their aliases, and \
+                 `manage` unless elasticsearch.manageIndices is false."
                     .to_owned()
             }
             SinkError::NotElasticsearch { .. } => {

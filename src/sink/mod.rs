@@ -22,6 +22,7 @@ mod json;
 mod lanes;
 mod lease;
 mod letter;
+mod memory;
 mod response;
 mod stats;
 mod sweep;

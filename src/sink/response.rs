@@ -32,6 +32,8 @@ pub(super) enum Verdict {
     Superseded,
     /// Try again soon; true: because the server has too much to do.
     Retry { throttled: bool },
+    /// Too large for the node, alone or as part of its request: only a smaller request can pass.
+    TooLarge,
     /// Try again now and then: a person has to mend it.
     Wait,
     /// Refused for good.

@@ -58,9 +58,12 @@ pub(super) fn write(out: &mut Vec<u8>, scalar: Scalar, text: &[u8]) {
     }
 }
 
+/// Longer ones are strings: newer Elasticsearch refuses a document for one (Jackson's `maxNumberLength`), whatever its field.
+const LONGEST_NUMBER: usize = 1000;
+
 #[inline]
 fn number(out: &mut Vec<u8>, text: &[u8]) {
-    if is_number(text) {
+    if text.len() <= LONGEST_NUMBER && is_number(text) {
         out.extend_from_slice(text);
     } else if matches!(text, b"NaN" | b"Infinity" | b"-Infinity") {
         out.extend_from_slice(b"null");

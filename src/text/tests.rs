@@ -25,10 +25,12 @@ fn check(oid: u32, text: &str, expected: &str) {
 
 #[test]
 fn numbers_keep_their_digits() {
-    let huge = format!("1{}.5", "0".repeat(1000));
+    let huge = format!("1{}.5", "0".repeat(997));
     for text in ["0", "-0", "7", "-9223372036854775808", "0.5", "12345678901234567890.10", "1e+20", "1.5e-07", &huge] {
         check(1700, text, text);
     }
+    let longer = format!("-{huge}");
+    check(1700, &longer, &format!("\"{longer}\""));
     for text in ["NaN", "Infinity", "-Infinity"] {
         check(701, text, "null");
     }

@@ -27,6 +27,14 @@ fn ids(file: &Path) -> Vec<String> {
     ids
 }
 
+/// A letter's line in the file.
+fn line(index: &str, id: &str) -> String {
+    let action = json!({"index": {"_index": index, "_id": id, "version": 4096}});
+    let letter = json!({"time": "2026-01-01T00:00:00Z", "table": 0, "status": 400, "type": "x", "reason": "y",
+                        "action": action, "document": {"id": id}});
+    format!("{letter}\n")
+}
+
 async fn until_letters(file: &Path, expected: &[&str]) {
     wait_until(&format!("the letters are {expected:?}"), LIMIT, || async { ids(file) == expected }).await;
 }
@@ -192,6 +200,77 @@ async fn a_retry_beside_a_pgtide_that_writes_loses_nothing_and_brings_nothing_ol
     until_letters(&letters, &["5"]).await;
 }
 
+/// SIGKILL before its rows are written, after that, and in the middle of a new file; each time a letter is there or its
+/// document is the row, and the pgtide beside it goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_that_is_killed_loses_no_letter_and_does_no_harm() {
+    let rig = Rig::new().await;
+    rig.sql(
+        "CREATE TABLE items (id int PRIMARY KEY, name text);
+             INSERT INTO items SELECT i, 'private ' || i FROM generate_series(1, 6) AS i",
+    )
+    .await;
+    refuse(&rig, &["1", "2", "3", "4"]);
+    let folder = tempfile::tempdir().unwrap();
+    let config = config_of(&rig, folder.path());
+    let file = write_file(&rig, &config, folder.path());
+    let letters = folder.path().join("dead.ndjson");
+    let engine = rig.run(config).await;
+    rig.delivered().await;
+    // Letters of another pipeline: with them it takes a while to write the file anew.
+    let of_others = line("elsewhere", "x").repeat(60_000);
+    let written = std::fs::read_to_string(&letters).unwrap() + &of_others;
+    std::fs::write(&letters, &written).unwrap();
+
+    let start = || {
+        let mut retry = std::process::Command::new(PROGRAM);
+        let retry = retry.args(["dead-letters", "retry", "--config", &file, "--index", "items"]);
+        retry.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
+    };
+    let kill = |mut retry: std::process::Child| {
+        assert_eq!(retry.try_wait().unwrap(), None, "it had ended before the kill");
+        retry.kill().unwrap();
+        retry.wait().unwrap();
+    };
+    for applied in [false, true] {
+        rig.store.clear_faults();
+        rig.store.inject(Fault::new(Effect::Hold { applied }).times(1));
+        let retry = start();
+        rig.until_held().await;
+        kill(retry);
+        assert_eq!(std::fs::read_to_string(&letters).unwrap(), written, "applied: {applied}");
+        rig.store.clear_faults();
+        rig.store.until_applied().await;
+        // What the killed one had sent is older than this.
+        rig.sql("UPDATE items SET name = 'newer' WHERE id = 1; DELETE FROM items WHERE id = 2").await;
+        rig.delivered().await;
+    }
+
+    let new = folder.path().join("dead.ndjson.new");
+    let retry = start();
+    wait_until("the file is written anew", LIMIT, || async { new.exists() }).await;
+    kill(retry);
+    let left = std::fs::read_to_string(&letters).unwrap();
+    assert!(left == written || left == of_others, "{} bytes of {}", left.len(), written.len());
+    rig.equal("items").await;
+
+    // The file's lock went with it.
+    refuse(&rig, &["5"]);
+    rig.sql("UPDATE items SET name = 'refused' WHERE id = 5").await;
+    rig.delivered().await;
+    assert_eq!(ids(&letters).last().map(String::as_str), Some("5"));
+    rig.store.clear_faults();
+    let (code, retried, error) = program("retry", &file, &["--index", "items"]);
+    assert_eq!((code, error.as_str()), (Some(0), ""), "{retried}");
+    assert!(
+        std::fs::read_to_string(&letters).unwrap() == of_others && !new.exists(),
+        "others' letters are not as they were"
+    );
+    rig.equal("items").await;
+    assert_eq!(rig.count("SELECT count(*) FROM pg_replication_slots WHERE temporary").await, 0);
+    stop(engine).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn letters_are_dropped_where_that_is_confirmed_and_only_those_that_are_meant() {
     let rig = Rig::new().await;
@@ -199,13 +278,6 @@ async fn letters_are_dropped_where_that_is_confirmed_and_only_those_that_are_mea
     let config = config_of(&rig, folder.path());
     let file = write_file(&rig, &config, folder.path());
     let letters = folder.path().join("dead.ndjson");
-    let line = |index: &str, id: &str| {
-        format!(
-            "{}\n",
-            json!({"time": "2026-01-01T00:00:00Z", "table": 0, "status": 400, "type": "x", "reason": "y",
-                   "action": {"index": {"_index": index, "_id": id, "version": 4096}}, "document": {"id": id}})
-        )
-    };
     std::fs::write(&letters, line("items", "1") + &line("items", "2") + &line("elsewhere", "1")).unwrap();
     let (code, out, error) = program("drop", &file, &["--id", "1"]);
     assert!(code == Some(2) && out.starts_with("2 dead letters in ") && error.contains("--yes"), "{out}{error}");

@@ -2,15 +2,21 @@
 //!
 //!     PGTIDE_ES=opensearch:3.6.0 cargo test --test real
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says what it left out")]
 #![allow(unreachable_pub, missing_docs, reason = "a test")]
 
 mod contract;
+#[path = "../types/values.rs"]
+mod generator;
 mod outages;
 mod refusals;
 mod scene;
 #[path = "../support/mod.rs"]
 mod support;
+#[allow(dead_code, reason = "tests/types uses the rest")]
+#[path = "../types/table.rs"]
+mod table;
+mod values;
 mod writes;
 
 use std::pin::Pin;
@@ -29,7 +35,7 @@ use self::support::elasticsearch::Installation;
 type Test = fn(Scene) -> Pin<Box<dyn Future<Output = ()>>>;
 
 /// Those that have the node alone come last, and those that need a node of other settings after them.
-const TESTS: [(&str, Settings, bool, Test); 14] = [
+const TESTS: [(&str, Settings, bool, Test); 16] = [
     ("contract", USUAL, false, |scene| Box::pin(contract::same_answers(scene))),
     ("forgotten_deletes", USUAL, false, |scene| Box::pin(writes::forgotten_deletes(scene))),
     ("sweep", USUAL, false, |scene| Box::pin(writes::sweep(scene))),
@@ -38,7 +44,9 @@ const TESTS: [(&str, Settings, bool, Test); 14] = [
     ("mapping_errors", USUAL, false, |scene| Box::pin(refusals::mapping_errors(scene))),
     ("strict_mapping", USUAL, false, |scene| Box::pin(refusals::strict_mapping(scene))),
     ("blocks", USUAL, false, |scene| Box::pin(refusals::blocks(scene))),
+    ("values", USUAL, false, |scene| Box::pin(values::of_every_type(scene))),
     ("closed_index", USUAL, false, |scene| Box::pin(refusals::closed_index(scene))),
+    ("no_memory", USUAL, true, |scene| Box::pin(refusals::no_memory(scene))),
     ("restart_while_copying", USUAL, true, |scene| Box::pin(outages::while_copying(scene, Signal::SIGTERM))),
     ("kill_while_copying", USUAL, true, |scene| Box::pin(outages::while_copying(scene, Signal::SIGKILL))),
     ("restart_and_kill_while_streaming", USUAL, true, |scene| Box::pin(outages::while_streaming(scene))),

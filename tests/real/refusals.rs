@@ -116,3 +116,24 @@ pub async fn full_queue(scene: Scene) {
     assert_eq!(status.sink.rejected, 0);
     stop(engine).await;
 }
+
+/// Rows that need more memory than the node has for requests: a tenth of its 512 MB. Elasticsearch 9 counts a document
+/// four times beside its request.
+pub async fn no_memory(scene: Scene) {
+    let nine = !scene.installation().is_opensearch() && scene.installation().major() >= 9;
+    scene.rows(40).await;
+    // 60 MB are refused everywhere, as a request; 20 MB and 12 MB by 9 only, the latter with its request together only.
+    scene
+        .rig
+        .sql("UPDATE items SET body = repeat('x', (ARRAY[12, 20, 60])[id / 10] * 1024 * 1024) WHERE id IN (10, 20, 30)")
+        .await;
+    let config = scene.config();
+    let engine = scene.rig.run(config.clone()).await;
+    let refused = if nine { 3 } else { 1 };
+    assert_eq!(scene.refused(&config, "429 ").await, refused);
+    assert_eq!(scene.letters().matches("needs more memory than indexing_pressure.memory.limit").count(), refused);
+    assert_eq!(engine.status().sink.rejected, refused as u64);
+    scene.rig.sql("UPDATE items SET body = 'short'").await;
+    scene.equal(&config).await;
+    stop(engine).await;
+}

@@ -113,8 +113,18 @@ impl Scene {
         config.elasticsearch.table_index_mapping =
             [(TableId::new("public", "items"), self.index.clone())].into_iter().collect();
         config.elasticsearch.batch_size_limit = 100;
-        config.elasticsearch.dead_letter_file = Some(self.folder.path().join("dead-letters.ndjson"));
+        config.elasticsearch.dead_letter_file = Some(self.dead_letters());
         config
+    }
+
+    /// The dead letters, without their documents.
+    pub fn letters(&self) -> String {
+        let letters = std::fs::read_to_string(self.dead_letters()).unwrap_or_default();
+        letters.lines().map(|line| line.chars().take(600).chain(['\n']).collect::<String>()).collect()
+    }
+
+    fn dead_letters(&self) -> std::path::PathBuf {
+        self.folder.path().join("dead-letters.ndjson")
     }
 
     /// Asks the node; what it answers is JSON or nothing.
@@ -149,6 +159,11 @@ impl Scene {
         let outcome = report.outcome();
         let [table] = <[TableReport; 1]>::try_from(report.tables).expect("one table");
         (outcome, table)
+    }
+
+    /// Nothing was refused.
+    pub fn nothing_is_refused(&self) {
+        assert_eq!(self.letters(), "");
     }
 
     /// Waits until everything is delivered; then `pgtide verify` has to say equal, of as many documents as there are rows.

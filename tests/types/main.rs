@@ -3,15 +3,17 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says what it left out")]
 
+#[path = "values.rs"]
+mod generator;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;
-mod values;
 mod wide;
 mod without_key;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use generator::Values;
 use pgtide::config::NumericAs;
 use pgtide::table::quote_literal;
 use pgtide::verify;
@@ -19,7 +21,6 @@ use serde_json::json;
 use support::pipeline::{Rig, stop};
 use table::Table;
 use tokio_util::sync::CancellationToken;
-use values::Values;
 
 /// What `docs/types.md` says of the types whose documents are not what `to_jsonb` makes of them.
 const DIFFERENCES: &str = r#"
@@ -32,6 +33,7 @@ const DIFFERENCES: &str = r#"
         END IF;
         RETURN CASE
             WHEN form = 'number' AND word IN ('NaN', 'Infinity', '-Infinity') THEN 'null'
+            WHEN form = 'number' AND length(word) > 1000 THEN to_jsonb(word)
             WHEN form = 'moment' AND (word IN ('infinity', '-infinity') OR word LIKE '% BC') THEN 'null'
             WHEN form = 'oid' THEN to_jsonb(word::int8)
             WHEN form = 'bytes' THEN to_jsonb(translate(encode(word::bytea, 'base64'), E'\n', ''))
@@ -109,7 +111,7 @@ async fn a_row_of_every_type_is_its_document_by_every_path() {
             <> coalesce(btrim(translate(json::text, E'\n\r', '  '), E' \t'), 'null')
         OR (document::json -> 'jsonb')::text <> coalesce(jsonb::text, 'null')
         OR (document::json -> 'int8')::text <> coalesce(int8::text, 'null')
-        OR numeric::text NOT IN ('NaN', 'Infinity', '-Infinity') AND (document::json -> 'numeric')::text <> numeric::text";
+        OR numeric::text NOT IN ('NaN', 'Infinity', '-Infinity') AND length(numeric::text) <= 1000 AND (document::json -> 'numeric')::text <> numeric::text";
     let other = format!("SELECT count(*) FROM streamed JOIN documents USING (id) WHERE {exact}");
     assert_eq!(rig.count(&other).await, 0, "seed {seed}");
     stop(engine).await;

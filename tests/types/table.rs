@@ -2,8 +2,8 @@
 
 use pgtide::table::{quote_identifier, quote_literal};
 
+use super::generator::Values;
 use super::support::pipeline::Rig;
-use super::values::Values;
 
 /// A type: its name in SQL, the difference that its documents have from `to_jsonb`, and values worth a look.
 type Known = (&'static str, &'static str, &'static [&'static str]);
@@ -17,7 +17,19 @@ const BUILT_IN: &[Known] = &[
     (
         "numeric",
         "number",
-        &["0", "-0.00", "12345678901234567890.1234567890", "1e-30", "NaN", "Infinity", "-Infinity", "1e400"],
+        &[
+            "0",
+            "-0.00",
+            "12345678901234567890.1234567890",
+            "1e-30",
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "1e400",
+            "1e999",
+            "-1e999",
+            "1e5000",
+        ],
     ),
     ("float4", "number", &["0.1", "3.4028235e38", "1e-45", "NaN", "Infinity", "-Infinity", "-0", "16777216"]),
     ("float8", "number", &["0.1", "1.7976931348623157e308", "5e-324", "NaN", "Infinity", "-Infinity", "-0", "1e22"]),

@@ -63,6 +63,13 @@ async fn refusals_say_what_to_do() {
 
     let error = info(|| Reply::error(403, "security_exception", "action is unauthorized")).await.unwrap_err();
     assert!(matches!(error, SinkError::Forbidden { .. }));
+    let documented = include_str!("../../../docs/operations.md");
+    for privilege in
+        ["monitor", "create_index", "index", "delete", "read", "view_index_metadata", "maintenance", "manage"]
+    {
+        let privilege = format!("`{privilege}`");
+        assert!(error.hint().contains(&privilege) && documented.contains(&privilege), "{privilege}: {}", error.hint());
+    }
 
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://me:hush@{}", listener.local_addr().unwrap());

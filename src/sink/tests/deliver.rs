@@ -14,7 +14,7 @@ use crate::change::Action;
 use crate::config;
 use crate::sink::{Body, Client, Delivered, Sink, SinkError, SinkOptions, Target};
 
-fn body(ids: &[&str]) -> Body {
+pub(super) fn body(ids: &[&str]) -> Body {
     let target = Target::new("users", 7);
     let mut body = Body::default();
     for id in ids {
@@ -23,7 +23,7 @@ fn body(ids: &[&str]) -> Body {
     body
 }
 
-async fn deliver(sink: &Sink, body: Body) -> Delivered {
+pub(super) async fn deliver(sink: &Sink, body: Body) -> Delivered {
     let stop = CancellationToken::new();
     tokio::time::timeout(Duration::from_secs(20), sink.deliver(body, &stop)).await.expect("answered in time").unwrap()
 }

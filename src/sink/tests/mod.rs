@@ -8,6 +8,7 @@ mod connection;
 mod deliver;
 mod lanes;
 mod letters;
+mod memory;
 mod responses;
 mod sweep;
 
