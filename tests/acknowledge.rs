@@ -1,15 +1,19 @@
 //! What is acknowledged and when, and what survives refusals, lost connections and a pause.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says what it took")]
 
 mod support;
 
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgtide::engine::{Command, Engine, Phase, TableState};
 use pgtide::store::{Effect, Fault};
 use pgtide::table::TableId;
 use support::pipeline::{LIMIT, Rig, live, metric, phase, stop};
+use support::process::{Pipeline, Settings};
+use support::wire::{Way, Wire};
 use support::{own_server, wait_until};
 
 const BOOKS: &str = "CREATE TABLE books (id int PRIMARY KEY, title text); CREATE TABLE noise (id serial PRIMARY KEY)";
@@ -391,4 +395,77 @@ async fn postgresql_may_crash_in_the_copy() {
     assert_eq!(rig.count(job).await, 1);
     stop(engine).await;
     server.stop().await.unwrap();
+}
+
+/// Each way to fail, one after the other, while rows change: nothing is lost, each ends without help, and what waits does so in
+/// PostgreSQL, not in memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_storm_under_load_passes_in_bounded_memory() {
+    const MIB: u64 = 1 << 20;
+    let rig = Rig::new().await;
+    // Rows of 1.8 kB that are written whole at each change.
+    rig.sql(
+        "CREATE TABLE items (id int PRIMARY KEY, n int, body text); ALTER TABLE items ALTER body SET STORAGE PLAIN;
+         INSERT INTO items SELECT n, 0, repeat(md5(n::text), 56) FROM generate_series(1, 4000) n",
+    )
+    .await;
+    let wire = Wire::to(&rig.store.url()).await;
+    let settings =
+        Settings { name: rig.name.clone(), tables: vec!["items"], chunk_size: 500, batch_size_limit: 500, workers: 2 };
+    let mut pipeline = Pipeline::to(&rig.config(&["items"]).cdc, &wire.url(), &settings);
+    let some_items = Effect::RejectItems { status: 429, kind: None, every: 3, ids: HashSet::new() };
+    rig.store.inject(Fault::new(some_items.clone()).times(10));
+    pipeline.start();
+    pipeline.wait("it is live", LIMIT, |status| status.phase == Phase::Streaming).await;
+    let before_storms = pipeline.highest_resident();
+
+    let calm = Arc::new(AtomicBool::new(false));
+    let (client, ends) = (rig.connect().await, Arc::clone(&calm));
+    let changes = tokio::spawn(async move {
+        while !ends.load(Ordering::Relaxed) {
+            let id = fastrand::u32(1..3800);
+            let sql = format!(
+                "DELETE FROM items WHERE id BETWEEN {id} AND {id} + 3; UPDATE items SET n = n + 1 WHERE id BETWEEN {id} AND {id} + 150;
+                 INSERT INTO items VALUES ({id}, 0, repeat('anew', 450)) ON CONFLICT (id) DO UPDATE SET n = 0"
+            );
+            client.batch_execute(&sql).await.unwrap();
+        }
+    });
+    let storms = [
+        ("429 for some items", Some(some_items), Way::Open),
+        ("no request is served", Some(Effect::Reject { status: 503, kind: None }), Way::Open),
+        ("applied, and 500", Some(Effect::ApplyThenFail { status: Some(500) }), Way::Open),
+        ("applied, and no answer", Some(Effect::ApplyThenFail { status: None }), Way::Open),
+        ("cut in the middle of the answer", Some(Effect::Cut { bytes: 150 }), Way::Open),
+        ("late answers", Some(Effect::Delay { milliseconds: 300 }), Way::Open),
+        ("no connection lasts", None, Way::Cut),
+        ("answers byte by byte", None, Way::Drip),
+    ];
+    for (name, effect, way) in storms {
+        let served = matches!(effect, Some(Effect::Delay { .. })) || way == Way::Drip;
+        let (before, began) = (pipeline.status().await.unwrap().sink, rig.position().await);
+        wire.turn(way);
+        if let Some(effect) = effect {
+            rig.store.inject(Fault::new(effect));
+        }
+        // As much changes meanwhile as it may take in memory, all storms together.
+        wait_until(name, LIMIT, || async { rig.position().await.0 - began.0 > 8 * MIB }).await;
+        pipeline
+            .wait(name, LIMIT, |status| {
+                status.sink.retried > before.retried || served && status.sink.documents > before.documents + 100
+            })
+            .await;
+        wire.turn(Way::Open);
+        rig.store.clear_faults();
+        let documents = pipeline.status().await.unwrap().sink.documents;
+        pipeline.wait(&format!("{name} is over"), LIMIT, |status| status.sink.documents > documents + 1000).await;
+    }
+    calm.store(true, Ordering::Relaxed);
+    changes.await.expect("the changes failed");
+    rig.equal("items").await;
+    let taken = pipeline.highest_resident() - before_storms;
+    println!("{} MiB before, {} MiB more", before_storms / MIB, taken / MIB);
+    assert!(taken < 40 * MIB, "{} MiB more in the storms", taken / MIB);
+    pipeline.assert_nothing_rejected();
+    pipeline.kill();
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::scene::{Scene, until};
 use super::support::pipeline::{ended, stop};
+use super::support::wire::Wire;
 
 async fn again(engine: &pgtide::engine::Engine) {
     engine.control().send(Command::Resnapshot(TableId::new("public", "items"))).await.unwrap();
@@ -62,12 +63,18 @@ pub async fn packed(scene: Scene) {
     scene.rows(2_000).await;
     let mut config = scene.config();
     config.elasticsearch.compression_enabled = true;
+    let wire = Wire::to(&scene.url()).await;
+    config.elasticsearch.urls = vec![wire.url()];
     let engine = scene.rig.run(config.clone()).await;
     scene
         .rig
         .sql("UPDATE items SET body = repeat('long ', 1000) WHERE id % 10 = 0; DELETE FROM items WHERE id < 9")
         .await;
     scene.equal(&config).await;
+    let (bulks, packed, sent) = wire.counts();
+    assert!(bulks > 20 && packed == bulks, "{packed} of {bulks} bulks were packed");
+    // 200 bodies of 5,000 bytes, and all the rest.
+    assert!(sent < 500_000, "{sent} bytes");
     stop(engine).await;
 }
 

@@ -8,6 +8,7 @@ pub mod pipeline;
 pub mod process;
 pub mod proxy;
 pub mod standby;
+pub mod wire;
 
 use std::collections::BTreeMap;
 use std::future::Future;

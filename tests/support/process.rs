@@ -228,6 +228,13 @@ impl Pipeline {
         self.child.as_ref().expect("it does not run").0.id()
     }
 
+    /// The highest resident memory (`VmHWM`) of the process so far, in bytes.
+    pub fn highest_resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
     /// SIGKILL, and waits until the process is gone.
     pub fn kill(&mut self) {
         let mut child = self.child.take().expect("it does not run");

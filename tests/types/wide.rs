@@ -1,6 +1,5 @@
 //! Wide and long: as many columns, as long names and values as PostgreSQL has.
 
-use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -101,13 +100,6 @@ async fn a_long_row_goes_alone() {
     stop(engine).await;
 }
 
-/// The highest resident memory of a process so far, in bytes.
-fn highest_resident(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-}
-
 const MIB: u64 = 1 << 20;
 
 /// A row of 200 MB goes through, by copy, by stream and by reading again, at a small multiple of its size in memory.
@@ -138,7 +130,7 @@ async fn a_row_of_200_megabytes() {
     let mut pipeline = Pipeline::to(&database.config, &store.url(), &settings);
     pipeline.start();
     pipeline.wait("it is live", limit, |status| status.phase == Phase::Streaming).await;
-    let of_copy = highest_resident(pipeline.pid());
+    let of_copy = pipeline.highest_resident();
     // Its beginning, and that it is all there.
     let found = |id: &str, n: u32| {
         let documents = store.documents("long");
@@ -154,7 +146,7 @@ async fn a_row_of_200_megabytes() {
     sql("UPDATE long SET n = 2 WHERE id <= 100").await.unwrap();
     wait_confirmed(&database.client, &database.name, limit).await;
     assert!(found("50", 2));
-    let highest = highest_resident(pipeline.pid());
+    let highest = pipeline.highest_resident();
     println!("{} MiB in the copy, {} MiB in all", of_copy / MIB, highest / MIB);
     assert!(highest < 6 * length, "{} MiB", highest / MIB);
     pipeline.kill();
@@ -168,7 +160,7 @@ async fn a_row_of_200_megabytes() {
     wait_until("the others are there", limit, || async { store.documents("long").len() == 99 }).await;
     let status = pipeline.wait("it is refused", limit, |status| status.sink.rejected == 1).await;
     assert_eq!(status.sink.documents, 99, "{status:?}");
-    let highest = highest_resident(pipeline.pid());
+    let highest = pipeline.highest_resident();
     println!("{} MiB with a dead letter", highest / MIB);
     assert!(highest < 7 * length, "{} MiB", highest / MIB);
     pipeline.kill();
