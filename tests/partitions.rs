@@ -4,12 +4,13 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use pgtide::config::Config;
 use pgtide::engine::{Command, Engine};
 use pgtide::table::TableId;
-use support::pipeline::{LIMIT, Rig, stop};
+use support::pipeline::{LIMIT, Rig, live, stop};
 use support::wait_until;
 
 const PARTS: &str = "CREATE TABLE parts (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
@@ -258,4 +259,44 @@ async fn what_the_stream_tells_is_not_copied_again() {
         assert!(!copied(&again) && !noticed(&again, "it is copied again"), "{:?}", again.status().notices);
         stop(again).await;
     }
+}
+
+/// Its partitions are copied in chunks, and no chunk is read further than Elasticsearch takes it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partitioned_table_is_copied_in_chunks_and_never_held_whole() {
+    let rig = Rig::new().await;
+    // 40 rows of 1 MB in each of the first two chunks.
+    rig.sql(
+        "CREATE TABLE parts (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+         ALTER TABLE parts ALTER v SET STORAGE EXTERNAL;
+         CREATE TABLE part_0 PARTITION OF parts FOR VALUES FROM (0) TO (100) WITH (fillfactor = 25);
+         CREATE TABLE part_1 PARTITION OF parts FOR VALUES FROM (100) TO (200);
+         INSERT INTO parts SELECT n, repeat('large', 200000) FROM generate_series(1, 80) n;
+         INSERT INTO parts VALUES (100, 'short'); ANALYZE part_0; ANALYZE part_1",
+    )
+    .await;
+    let mut config = config(&rig, true);
+    config.cdc.snapshot.workers = Some(1);
+    config.cdc.snapshot.chunk_size = 40;
+    config.elasticsearch.concurrent_request = 1;
+    config.elasticsearch.batch_size_limit = 1;
+    rig.hold(1);
+    let engine = rig.start(config);
+    rig.until_held().await;
+    assert!(rig.count("SELECT count(*) FROM cdc_snapshot_chunks WHERE chunk_index >= 0").await > 2);
+    // One that was read whole would let PostgreSQL end its COPY.
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                 AND application_name = 'pgtide copy' AND wait_event = 'ClientWrite'";
+    let seen = AtomicU32::new(0);
+    wait_until("PostgreSQL waits for its reader, and goes on waiting", LIMIT, || async {
+        let waits = rig.count(waits).await == 1;
+        let times = if waits { seen.load(Relaxed) + 1 } else { 0 };
+        seen.store(times, Relaxed);
+        times == 30
+    })
+    .await;
+    rig.store.clear_faults();
+    live(&engine).await;
+    rig.equal("parts").await;
+    stop(engine).await;
 }

@@ -425,7 +425,7 @@ async fn the_leader_is_killed_in_the_copy() {
     job.delivers("a new leader").await;
 }
 
-/// The time from SIGKILL to the stream of the next is printed. The bound is that of a machine under load, not the promise.
+/// From SIGKILL to the stream of the next it takes 5 s at most.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_leader_is_killed_while_it_streams() {
     let job = Job::new().await;
@@ -454,7 +454,9 @@ async fn the_leader_is_killed_while_it_streams() {
             matches!(status.phase, Phase::CatchUp | Phase::Streaming) && status.replication.transactions > 0
         })
         .await;
-        println!("takeover after {:?}", killed.elapsed());
+        let takeover = killed.elapsed();
+        println!("takeover after {takeover:?}");
+        assert!(takeover < Duration::from_secs(5), "round {round}: {takeover:?}");
         job.delivers(&format!("round {round}")).await;
         one.start();
         std::mem::swap(&mut one, &mut two);

@@ -325,9 +325,10 @@ async fn a_table_that_waits_for_its_copy_cannot_be_rewritten() {
     stop(engine).await;
 }
 
-/// Rows on the pages 4 to 7, one chunk each, with one that is not done when the copy is stopped.
-async fn cut_short(rig: &Rig) {
+/// Rows on the pages 4 to 7, one chunk each, with one that is not done when the copy is stopped. First `prepare`.
+async fn cut_short(rig: &Rig, prepare: &str) {
     wide_table(rig, "wide", 200).await;
+    rig.sql(prepare).await;
     rig.sql("DELETE FROM wide WHERE id <= 100; ANALYZE wide").await;
     let mut config = rig.config(&["wide"]);
     config.cdc.snapshot.chunk_size = 10;
@@ -341,17 +342,22 @@ async fn cut_short(rig: &Rig) {
     assert_eq!(rig.documents("wide").len(), 75);
 }
 
-/// A row that moved from the page that is still to be copied to one that is done comes with the change that moved it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copy_goes_on_after_rows_have_moved() {
-    let rig = Rig::new().await;
-    cut_short(&rig).await;
+/// Moves the rows of the page that is still to be copied to pages that are done.
+async fn move_what_is_left(rig: &Rig) {
     let done: Vec<String> = rig.documents("wide").into_keys().collect();
     let without = done.join(",");
     rig.sql(&format!("UPDATE wide SET pad = rpad('moved ' || id, 284, 'y') WHERE id NOT IN ({without})")).await;
     let on_the_page = "SELECT count(*) FROM wide, cdc_snapshot_chunks WHERE status <> 'completed'
                        AND wide.ctid BETWEEN format('(%s,0)', block_start)::tid AND format('(%s,999)', block_start)::tid";
     assert_eq!(rig.count(on_the_page).await, 0, "they did not move");
+}
+
+/// A row that moved from the page that is still to be copied to one that is done comes with the change that moved it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_goes_on_after_rows_have_moved() {
+    let rig = Rig::new().await;
+    cut_short(&rig, "").await;
+    move_what_is_left(&rig).await;
     rig.sql("DELETE FROM wide WHERE id IN (150, 175)").await;
     let engine = rig.run(rig.config(&["wide"])).await;
     rig.equal("wide").await;
@@ -360,11 +366,27 @@ async fn a_copy_goes_on_after_rows_have_moved() {
     stop(engine).await;
 }
 
+/// Where updates are not published, none brings a row that moved.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_updates_in_the_publication_a_copy_does_not_go_on() {
+    let rig = Rig::new().await;
+    let publication = format!("CREATE PUBLICATION {} FOR TABLE wide WITH (publish = 'insert, delete')", rig.name);
+    cut_short(&rig, &publication).await;
+    move_what_is_left(&rig).await;
+    let engine = rig.run(rig.config(&["wide"])).await;
+    rig.becomes_equal("wide").await;
+    assert_eq!(rig.documents("wide").len(), 100);
+    let notices = engine.status().notices;
+    let said = |text: &str| notices.iter().any(|notice| notice.text.contains(text));
+    assert!(said("updates are not published, and some may have been made"), "{notices:?}");
+    stop(engine).await;
+}
+
 /// VACUUM FULL moves rows without a change in the stream: what is known of the pages is worth nothing then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_rewritten_in_the_middle_is_copied_from_its_beginning() {
     let rig = Rig::new().await;
-    cut_short(&rig).await;
+    cut_short(&rig, "").await;
     rig.sql("VACUUM FULL wide").await;
     let engine = rig.run(rig.config(&["wide"])).await;
     rig.equal("wide").await;

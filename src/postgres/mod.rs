@@ -5,6 +5,7 @@ pub mod column_types;
 pub mod connect;
 pub mod definition;
 mod error;
+pub(crate) mod locks;
 pub mod pgoutput;
 pub mod preflight;
 pub mod publication;

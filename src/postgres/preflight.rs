@@ -3,8 +3,8 @@
 use tokio_postgres::Client;
 
 use super::catalog::{self, TableInfo, Wanted};
-use super::publication;
 use super::slot::SlotInfo;
+use super::{locks, publication};
 use crate::config::{Config, Mode, Strategy, WithoutKey};
 use crate::problem::{Problem, ProblemKind};
 use crate::table::{Column, TableId};
@@ -215,8 +215,7 @@ async fn ready(
     for id in wanted {
         let configured = entry(config, id);
         let columns = configured.map(|table| table.columns.clone()).unwrap_or_default();
-        let looked_up = catalog::table(client, &Wanted { id: id.clone(), columns }).await;
-        let Some(mut info) = looked_up.map_err(|problem| locked(id, problem))? else {
+        let Some(mut info) = look_at(client, &Wanted { id: id.clone(), columns }).await? else {
             return Err(missing(client, id).await?);
         };
         if streams
@@ -263,20 +262,15 @@ fn entry<'a>(config: &'a Config, id: &TableId) -> Option<&'a crate::config::Tabl
     own.or_else(|| config.cdc.publication.tables.iter().find(|table| table.id == *id))
 }
 
-/// Says which table it was that a lock kept from being looked at.
-fn locked(id: &TableId, problem: Problem) -> Problem {
+/// The table. Where a lock keeps it from being looked at it says which table that is, and who has the lock.
+async fn look_at(client: &Client, wanted: &Wanted) -> Result<Option<TableInfo>, Problem> {
+    let looked_up = catalog::table(client, wanted).await;
+    let Err(problem) = looked_up else { return looked_up };
     if !problem.message.contains(LOCK_TIMEOUT) {
-        return problem;
+        return Err(problem);
     }
-    Problem {
-        message: format!("table {id} is locked by another session (ALTER, TRUNCATE, VACUUM FULL, ...)"),
-        hint: format!(
-            "Wait for it, or see who it is: SELECT pid, query FROM pg_stat_activity WHERE pid IN \
-             (SELECT pid FROM pg_locks WHERE relation = {}::regclass).",
-            crate::table::quote_literal(&id.quoted())
-        ),
-        ..problem
-    }
+    let (message, hint) = locks::locked(client, &wanted.id).await?;
+    Err(Problem { message, hint, ..problem })
 }
 
 async fn missing(client: &Client, id: &TableId) -> Result<Problem, Problem> {
@@ -511,10 +505,9 @@ pub async fn unpublished<'a>(
     let mut missing = Vec::new();
     for table in wanted_publication.tables.iter().filter(|table| wanted.contains(&table.id) && !publishes(&table.id)) {
         let looked_up = Wanted { id: table.id.clone(), columns: table.columns.clone() };
-        let look = || async { catalog::table(client, &looked_up).await.map_err(|problem| locked(&table.id, problem)) };
-        let Some(mut info) = look().await? else { continue };
+        let Some(mut info) = look_at(client, &looked_up).await? else { continue };
         if publication::set_replica_identity(client, table, info.replica_identity).await?
-            && let Some(changed) = look().await?
+            && let Some(changed) = look_at(client, &looked_up).await?
         {
             info = changed;
         }

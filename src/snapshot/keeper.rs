@@ -17,8 +17,8 @@ use crate::mapping::TableMapping;
 use crate::postgres::catalog::Leaf;
 use crate::postgres::connect::connect;
 use crate::postgres::definition::{Seen, look};
-use crate::postgres::preflight;
 use crate::postgres::replication::{Session, SlotKind};
+use crate::postgres::{locks, preflight};
 use crate::problem::{Problem, ProblemKind};
 use crate::status::Level;
 use crate::table::{TableId, quote_literal};
@@ -280,16 +280,10 @@ async fn lock(client: &Client, leaf: &TableId) -> Result<(), Problem> {
     if error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
         return Err(error.into());
     }
-    Err(Problem::new(
-        ProblemKind::Setup,
-        format!("table {leaf} is locked by another session (ALTER, TRUNCATE, VACUUM FULL, ...)"),
-        format!(
-            "Wait for it, or see who it is: SELECT pid, query FROM pg_stat_activity WHERE pid IN \
-             (SELECT pid FROM pg_locks WHERE relation = {}::regclass).",
-            quote_literal(&leaf.quoted())
-        ),
-    )
-    .transient())
+    // The failed transaction is of no use to anybody, and nothing can be asked in it.
+    client.batch_execute("ROLLBACK").await?;
+    let (message, hint) = locks::locked(client, leaf).await?;
+    Err(Problem::new(ProblemKind::Setup, message, hint).transient())
 }
 
 /// Locks the leaf of a range for as long as the transaction of `client` lives, and makes sure that it still has the

@@ -117,7 +117,9 @@ async fn a_table_that_another_session_has_locked() {
     let case = Case::on(&server).await;
     case.client.batch_execute("BEGIN; LOCK TABLE people IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let ended = case.run(&[], HELD).await;
-    ended.refused(4, &["public.people", "locked by another session", "pg_locks"]);
+    let pid: i32 = case.client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let (who, end) = (format!("locked by another session: pid {pid}"), format!("pg_terminate_backend({pid})"));
+    ended.refused(4, &["public.people", &who, "in its transaction since", &end]);
     case.client.batch_execute("COMMIT").await.unwrap();
     assert_eq!(case.confirmed().await, None, "a slot stayed that nothing was read from");
 

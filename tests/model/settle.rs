@@ -132,8 +132,8 @@ impl History {
         )
     }
 
-    /// Asks for copies that were given up after some attempts: they are the operator's to ask for. Once for each, and only
-    /// if the history is to blame for that.
+    /// Asks for copies that were given up: a copy that meets what does not pass by itself is the operator's to ask for.
+    /// Once for each, and only if the history is to blame for that.
     async fn ask_again(&self, status: &Status, asked: &mut BTreeSet<Kind>) -> Result<bool, Broken> {
         let mut asks = Vec::new();
         for table in status.tables.iter().filter(|table| table.problem.is_some()) {
