@@ -365,6 +365,30 @@ async fn postgresql_may_crash_in_the_stream() {
     server.stop().await.unwrap();
 }
 
+/// Commits wait for pgtide, which is everybody's synchronous standby. What its ledger writes waits for nobody: least of all for
+/// what is acknowledged behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ledger_waits_for_no_standby() {
+    let server = own_server().await;
+    let rig = Rig::on(&server).await;
+    let engine = rig_with_books(&rig).await;
+    rig.sql("ALTER SYSTEM SET synchronous_standby_names = '*'").await;
+    rig.sql("SELECT pg_reload_conf()").await;
+    let standby = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+    wait_until("it is the synchronous standby", LIMIT, || async { rig.count(standby).await == 1 }).await;
+    let insert = rig.sql("SET synchronous_commit = on; INSERT INTO books VALUES (1, 'one')");
+    tokio::time::timeout(LIMIT, insert).await.expect("a commit hangs");
+    let control = engine.control();
+    let asked = control.send(Command::Resnapshot(TableId::new("public", "books")));
+    tokio::time::timeout(LIMIT, asked).await.expect("the wish waits for a standby").unwrap();
+    let copied = || engine.status().notices.iter().any(|notice| notice.text.contains("copied again"));
+    wait_until("it is copied again", LIMIT, || async { copied() }).await;
+    tokio::time::timeout(LIMIT, rig.sql("INSERT INTO books VALUES (2, 'two')")).await.expect("a commit hangs");
+    rig.equal("books").await;
+    stop(engine).await;
+    server.stop().await.unwrap();
+}
+
 /// In the middle of the copy every session ends. What was answered for stays done; the rest comes under a new snapshot.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgresql_may_crash_in_the_copy() {

@@ -122,7 +122,7 @@ fn obey(shared: &Arc<Shared>, command: &Command) -> Result<Option<Later>, String
 async fn ask(shared: Arc<Shared>, number: usize) -> Answer {
     let (mapping, counters) = (&shared.mappings[number], &shared.counters.tables[number]);
     let id = &mapping.table;
-    if let Err(problem) = shared.resnapshots.want(mapping, None).await {
+    if let Err(problem) = shared.resnapshots.want(mapping, &counters.resnapshot, None).await {
         // The stream may have asked for it meanwhile.
         counters.resnapshot.store(shared.resnapshots.is_wanted(number), Relaxed);
         return Err(format!("{id}: the wish cannot be written into the ledger now: {}", problem.message));

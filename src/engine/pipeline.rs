@@ -182,7 +182,7 @@ async fn work(shared: &Arc<Shared>, stop: &CancellationToken, lead: Lead) -> Res
         // Of a table that was copied before, the changes since it was taken out of the publication are lost. The wish
         // comes first: once the table is published nothing tells that it was not.
         if known.contains(&table.id) {
-            ledger.want(&table.id).await?;
+            ledger.want(&table.id, 0).await?;
         }
         publication::add(&client, cdc, table, server.version).await?;
         let name = &cdc.publication.name;
@@ -261,10 +261,13 @@ async fn work(shared: &Arc<Shared>, stop: &CancellationToken, lead: Lead) -> Res
         let wanted = counters.resnapshot.load(Relaxed) || ledger.has_pending(&mapping.table).await?;
         let copied = remembered.get(&mapping.table).is_some_and(|remembered| remembered.seen.is_some());
         counters.first_copy.store(wanted && !copied, Relaxed);
-        counters.resnapshot.store(wanted, Relaxed);
+        let carried_over = wanted && !counters.resnapshot.swap(wanted, Relaxed);
         if wanted {
             counters.set_problem(None);
-            shared.resnapshots.want(mapping, None).await?;
+            if carried_over {
+                shared.resnapshots.begun_before(mapping);
+            }
+            shared.resnapshots.want(mapping, &counters.resnapshot, None).await?;
         } else if shared.resnapshots.lacks(mapping.number).is_some() {
             shared.settle(mapping.number);
         }
@@ -453,7 +456,7 @@ async fn to_copy(shared: &Shared, ledger: &Ledger) -> Result<bool, Problem> {
         return Ok(!done);
     }
     for table in added() {
-        ledger.want(table).await?;
+        ledger.want(table, 0).await?;
         shared.counters.notice(Level::Info, format!("{table}: new in the configuration, so it is copied"));
     }
     let configured: Vec<TableId> = shared.mappings.iter().map(|mapping| mapping.table.clone()).collect();

@@ -3,9 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
-
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::shared::Shared;
 use crate::mapping::TableMapping;
@@ -21,8 +19,6 @@ const BACKOFF: Duration = Duration::from_secs(30);
 struct Trouble {
     attempts: u32,
     said: Option<Problem>,
-    /// It is not tried again before.
-    until: Option<Instant>,
 }
 
 /// Copies tables again, one at a time; none that the operator holds, which would keep the others waiting. Ends never; dropped
@@ -39,18 +35,16 @@ pub(super) async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> I
                 *trouble = Trouble::default();
             }
         }
-        let now = Instant::now();
-        let due = |number: usize| troubles[number].until.is_none_or(|until| until <= now);
-        let mut free = shared.mappings.iter().filter(|mapping| !held(mapping.number) && due(mapping.number));
-        let next = free.find_map(|mapping| Some((mapping, shared.resnapshots.take(mapping.number)?)));
-        let Some((mapping, turn)) = next else {
-            let next_due = troubles.iter().filter_map(|trouble| trouble.until).filter(|until| *until > now).min();
+        let free = shared.mappings.iter().map(|mapping| mapping.number).filter(|number| !held(*number));
+        let Some(turn) = shared.resnapshots.take(free) else {
+            let due = shared.resnapshots.next_due();
             tokio::select! {
                 () = shared.resnapshots.changed() => {}
-                () = tokio::time::sleep_until(next_due.unwrap_or(now)), if next_due.is_some() => {}
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {}
             }
             continue;
         };
+        let mapping = &shared.mappings[turn.table];
         let number = mapping.number;
         let counters = &shared.counters.tables[number];
         shared.copy_begins();
@@ -75,7 +69,7 @@ pub(super) async fn resnapshots(shared: &Arc<Shared>, ledger: &Arc<Ledger>) -> I
                 let trouble = &mut troubles[number];
                 trouble.attempts += 1;
                 let longest = BACKOFF.min(Duration::from_millis(500) * 2_u32.saturating_pow(trouble.attempts.min(10)));
-                trouble.until = Some(Instant::now() + longest.mul_f64(0.5 + fastrand::f64() / 2.0));
+                turn.not_before(Instant::now() + longest.mul_f64(0.5 + fastrand::f64() / 2.0));
                 counters.set_state(TableState::Retrying);
                 counters.attempts.store(trouble.attempts, Relaxed);
                 if trouble.said.as_ref() != Some(&problem) {

@@ -229,8 +229,7 @@ impl<'a> Schema<'a> {
             return self.ledger.define(&mapping.table, now, Some(said)).await;
         }
         counters.notice(Level::Warn, format!("{}: {reason}; it is copied again", mapping.table));
-        counters.tables[number].resnapshot.store(true, Relaxed);
-        self.shared.resnapshots.want(mapping, Some(reason)).await
+        self.shared.resnapshots.want(mapping, &counters.tables[number].resnapshot, Some(reason)).await
     }
 
     /// The documents of this table are those of a copy, to be made again when they are outdated.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::deletes::{self, DeleteSet};
@@ -13,6 +14,7 @@ use super::{Context, Ended, copy, remember_index, settle_total, show, sweep, tem
 use crate::lsn::Lsn;
 use crate::mapping::{TableMapping, unwritable};
 use crate::postgres::connect::connect;
+use crate::postgres::preflight;
 use crate::problem::{Problem, ProblemKind};
 use crate::sink::Body;
 use crate::status::Level;
@@ -51,7 +53,13 @@ async fn again_recorded(
     deletes: &Arc<DeleteSet>,
     (wish, stop): (i32, &CancellationToken),
 ) -> Result<Ended, Problem> {
-    stream_anew(context, mapping, stop).await?;
+    let control = connect(&context.config.cdc, "control").await?;
+    // A slot may take hours to make. What is in the way is said before.
+    let server = preflight::server(&control).await?;
+    let ids = [mapping.table.clone()];
+    preflight::tables(&control, &context.config, &server, &ids, context.handler.is_none()).await?;
+    stream_anew(context, mapping, &control, stop).await?;
+    drop(control);
     let temporary = temporary_slot();
     let origin = Origin::TemporarySlot(&temporary);
     let (keeper, tables) = Keeper::take(context, origin, std::slice::from_ref(mapping), stop).await?;
@@ -61,11 +69,15 @@ async fn again_recorded(
     ledger.replan(&table.mapping.table, keeper.lsn, &ranges).await?;
     let chunks = ledger.chunks().await?;
     show(context, &tables, &chunks);
+    let earlier = context.resnapshots.begins_to_write(mapping);
     let copied = context.copy(ledger, &keeper, &tables, Some(Arc::clone(deletes)), stop).await;
     let keeper_lsn = keeper.lsn;
     drop(keeper);
     // Also when the copy was given up: some rows of it may have arrived behind their deletes.
     redo_deletes(context, &table.mapping, deletes, version).await?;
+    if !earlier {
+        context.resnapshots.nothing_on_its_way(mapping.number);
+    }
     let copied = copied?;
     let Some(copied) = copied else { return Ok(Ended::Released) };
     if deletes.overflowed() {
@@ -90,12 +102,15 @@ async fn again_recorded(
 /// Before PostgreSQL 15 a walsender that has seen a change of a table does not notice when that becomes a partition, or
 /// is one no longer: it goes on to send its changes or not as before. One that begins after that does it right, so what is
 /// copied afterwards is all that was not sent.
-async fn stream_anew(context: &Context, mapping: &TableMapping, stop: &CancellationToken) -> Result<(), Problem> {
+async fn stream_anew(
+    context: &Context,
+    mapping: &TableMapping,
+    control: &Client,
+    stop: &CancellationToken,
+) -> Result<(), Problem> {
     let sql = "SELECT pg_catalog.pg_current_wal_flush_lsn()::text FROM pg_catalog.pg_class
                WHERE current_setting('server_version_num')::int < 150000 AND oid = pg_catalog.to_regclass($1) AND relkind = 'p'";
-    let control = connect(&context.config.cdc, "control").await?;
     let Some(row) = control.query_opt(sql, &[&mapping.table.quoted()]).await? else { return Ok(()) };
-    drop(control);
     tokio::select! {
         () = context.resnapshots.stream_beyond(row.get::<_, String>(0).parse().unwrap_or_default()) => Ok(()),
         () = stop.cancelled() => Err(copy::stopped()),

@@ -250,7 +250,7 @@ async fn go_on(
         if streams {
             let text = format!("{id}: {reason}, so its copy does not go on: it is begun again once the stream runs");
             context.counters.notice(Level::Warn, text);
-            ledger.want(id).await?;
+            ledger.want(id, 0).await?;
             ledger.forget_copy(id).await?;
             continue;
         }

@@ -223,7 +223,7 @@ impl Context {
     /// A resnapshot waits for its turn that the operator does not hold.
     fn another_waits(&self) -> bool {
         let mut tables = self.counters.tables.iter().enumerate();
-        tables.any(|(number, table)| !table.paused.load(Relaxed) && self.resnapshots.waits(number))
+        tables.any(|(number, table)| !table.paused.load(Relaxed) && self.resnapshots.is_due(number))
     }
 
     /// Ends when the operator wants work on one of these tables: the pause is over, and not each of them is held. Without

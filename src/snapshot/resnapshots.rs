@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -44,14 +45,42 @@ struct Slot {
 struct Wish {
     /// The newest number that the ledger gave.
     number: i32,
+    /// So many are being written into the ledger.
+    asking: u32,
     /// It waits for its turn.
     waits: bool,
+    /// What was in the way has it wait until then.
+    until: Option<Instant>,
     /// It was given up; the ledger may still hold something of it.
     given_up: bool,
     /// It has its turn; cancelled, it is given up.
     running: Option<CancellationToken>,
+    /// Its newest number was given up while an older one had its turn.
+    newer_given_up: bool,
     /// What is wrong with the documents until the table has been copied.
     lacks: Option<Problem>,
+    /// A copy was cut short: of its rows some may still be on their way that are deleted by now, and nobody would delete them
+    /// once more. So it is until the table has been copied.
+    cut_short: Option<Problem>,
+}
+
+impl Wish {
+    fn is_wanted(&self) -> bool {
+        self.asking > 0 || self.waits || self.running.is_some()
+    }
+
+    fn is_due(&self) -> bool {
+        self.waits && self.until.is_none_or(|until| until <= Instant::now())
+    }
+}
+
+/// A wish that is being written.
+struct Asking<'a>(&'a Mutex<Wish>);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        lock(self.0).asking -= 1;
+    }
 }
 
 /// A table whose turn it is. Dropped before [`ended`](Self::ended) is called, it waits for the next one, or is given up if
@@ -59,7 +88,8 @@ struct Wish {
 #[derive(Debug)]
 pub struct Turn<'a> {
     of: &'a Resnapshots,
-    table: usize,
+    /// Its number.
+    pub table: usize,
     /// The wish's number in the ledger.
     pub wish: i32,
     /// Cancelled: the operator gives it up.
@@ -72,8 +102,18 @@ impl Turn<'_> {
         let Some(slot) = self.of.tables.get(self.table) else { return };
         let mut wish = lock(&slot.wish);
         wish.running = None;
-        if !wish.waits {
+        if failed.is_none() {
+            wish.cut_short = None;
+        }
+        if !wish.waits && !std::mem::take(&mut wish.newer_given_up) {
             wish.lacks = failed;
+        }
+    }
+
+    /// Something is in the way: it waits for its next turn, which is not before `until`.
+    pub fn not_before(self, until: Instant) {
+        if let Some(slot) = self.of.tables.get(self.table) {
+            lock(&slot.wish).until = Some(until);
         }
     }
 }
@@ -168,58 +208,97 @@ impl Resnapshots {
         self.ledger()?.announced(table, commit, announced).await
     }
 
-    /// Asks for a resnapshot of a table; a crash after this returns does not lose the wish. `why`: what makes its documents
-    /// other than its rows until then, should it be given up.
+    /// Asks for a resnapshot of a table, which `flag` says from here on; a crash after this returns does not lose the wish. `why`:
+    /// what makes its documents other than its rows until then, should it be given up.
     ///
     /// # Errors
     /// The ledger cannot be written.
-    pub async fn want(&self, mapping: &TableMapping, why: Option<&str>) -> Result<(), Problem> {
-        let number = self.ledger()?.want(&mapping.table).await?;
-        if let Some(slot) = self.tables.get(mapping.number) {
+    pub async fn want(&self, mapping: &TableMapping, flag: &AtomicBool, why: Option<&str>) -> Result<(), Problem> {
+        let Some(slot) = self.tables.get(mapping.number) else { return Ok(()) };
+        let (_asking, last) = {
             let mut wish = lock(&slot.wish);
-            (wish.number, wish.waits) = (number, true);
+            wish.asking += 1;
+            // Not before: a copy that ends at this moment takes it back where nobody asks.
+            flag.store(true, Ordering::SeqCst);
+            (Asking(&slot.wish), wish.number)
+        };
+        let number = self.ledger()?.want(&mapping.table, last).await?;
+        {
+            let mut wish = lock(&slot.wish);
+            (wish.number, wish.waits, wish.until) = (wish.number.max(number), true, None);
             if let Some(why) = why {
-                wish.lacks = Some(Problem::new(
-                    ProblemKind::Setup,
-                    format!(
-                        "{}: {why}, and the copy that was to follow was given up: older documents are as they were",
-                        mapping.table
-                    ),
-                    "Copy it again: r in the table list, or POST /tables/{schema.table}/resnapshot.",
-                ));
+                wish.lacks = Some(lacking(mapping, &format!("{why}, and the copy that was to follow was given up")));
             }
         }
         self.look_again();
         Ok(())
     }
 
+    /// A resnapshot of a table was under way, or asked for, when this process began.
+    pub fn begun_before(&self, mapping: &TableMapping) {
+        self.begins_to_write(mapping);
+    }
+
+    /// Rows of a copy go out from here on. True: of an earlier one some may still be on their way.
+    pub fn begins_to_write(&self, mapping: &TableMapping) -> bool {
+        let Some(slot) = self.tables.get(mapping.number) else { return false };
+        let problem = lacking(mapping, "a copy was cut short, and then given up");
+        lock(&slot.wish).cut_short.replace(problem).is_some()
+    }
+
+    /// Nothing of that copy is on its way any more that the stream has deleted.
+    pub fn nothing_on_its_way(&self, table: usize) {
+        if let Some(slot) = self.tables.get(table) {
+            lock(&slot.wish).cut_short = None;
+        }
+    }
+
     /// What is wrong with the documents of a table, now that no copy of it runs or waits.
     #[must_use]
     pub fn lacks(&self, table: usize) -> Option<Problem> {
-        lock(&self.tables.get(table)?.wish).lacks.clone()
+        let wish = lock(&self.tables.get(table)?.wish);
+        let cut_short = wish.cut_short.as_ref().filter(|_| !wish.is_wanted());
+        wish.lacks.as_ref().or(cut_short).cloned()
     }
 
-    /// A resnapshot of the table waits for its turn.
+    /// A resnapshot of the table waits for its turn, and for nothing else.
     #[must_use]
-    pub fn waits(&self, table: usize) -> bool {
-        self.tables.get(table).is_some_and(|slot| lock(&slot.wish).waits)
+    pub fn is_due(&self, table: usize) -> bool {
+        self.tables.get(table).is_some_and(|slot| lock(&slot.wish).is_due())
     }
 
     /// A resnapshot of the table runs, or waits for its turn.
     #[must_use]
     pub fn is_wanted(&self, table: usize) -> bool {
-        self.tables.get(table).map(|slot| lock(&slot.wish)).is_some_and(|wish| wish.waits || wish.running.is_some())
+        self.tables.get(table).is_some_and(|slot| lock(&slot.wish).is_wanted())
     }
 
-    /// Gives a table its turn, if it waits for that.
-    pub fn take(&self, table: usize) -> Option<Turn<'_>> {
+    /// Gives one of these tables its turn, of those that wait for that: first those in whose way nothing was, then the one that
+    /// has waited longest.
+    pub fn take(&self, tables: impl Iterator<Item = usize>) -> Option<Turn<'_>> {
+        let due = |table: &usize| self.tables.get(*table).is_some_and(|slot| lock(&slot.wish).is_due());
+        let until = |table: &usize| self.tables.get(*table).and_then(|slot| lock(&slot.wish).until);
+        let table = tables.filter(due).min_by_key(until)?;
         let mut wish = lock(&self.tables.get(table)?.wish);
         if !std::mem::take(&mut wish.waits) {
+            // Given up at this moment.
             return None;
         }
         let stop = CancellationToken::new();
         wish.running = Some(stop.clone());
+        wish.newer_given_up = false;
         Some(Turn { of: self, table, wish: wish.number, stop })
+    }
+
+    /// When the next one is due that something is in the way of.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let later = |slot: &Slot| {
+            let wish = lock(&slot.wish);
+            wish.until.filter(|until| wish.waits && *until > now)
+        };
+        self.tables.iter().filter_map(later).min()
     }
 
     /// Gives up the resnapshot of a table. True: it waited, and is neither here nor in the ledger any more. False: it runs,
@@ -234,6 +313,9 @@ impl Resnapshots {
             let waited = std::mem::take(&mut wish.waits);
             if let Some(stop) = &wish.running {
                 stop.cancel();
+                // That copy may be past the last look at this.
+                wish.newer_given_up |= waited;
+                wish.given_up |= waited;
                 return Ok(Some(false));
             }
             if !waited {
@@ -243,7 +325,7 @@ impl Resnapshots {
             wish.number
         };
         let taken_back = match self.ledger() {
-            Ok(ledger) => ledger.granted(&mapping.table, number).await,
+            Ok(ledger) => ledger.withdraw(&mapping.table, number).await,
             Err(problem) => Err(problem),
         };
         if taken_back.is_err() {
@@ -256,7 +338,7 @@ impl Resnapshots {
     /// The number of a table's wish that was given up since this was asked last; none where there is another one.
     pub fn given_up(&self, table: usize) -> Option<i32> {
         let mut wish = lock(&self.tables.get(table)?.wish);
-        (std::mem::take(&mut wish.given_up) && !wish.waits).then_some(wish.number)
+        (std::mem::take(&mut wish.given_up) && !wish.is_wanted()).then_some(wish.number)
     }
 
     /// Has [`changed`](Self::changed) end.
@@ -267,5 +349,43 @@ impl Resnapshots {
     /// Ends when something has changed since it last ended: a wish, or what is in the way of one. Cancel-safe.
     pub async fn changed(&self) {
         self.changed.notified().await;
+    }
+}
+
+fn lacking(mapping: &TableMapping, what: &str) -> Problem {
+    Problem::new(
+        ProblemKind::Setup,
+        format!("{}: {what}: older documents are as they were", mapping.table),
+        "Copy it again: r in the table list, or POST /tables/{schema.table}/resnapshot.",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// However often the first ones are tried in vain, the others have their turn.
+    #[test]
+    fn turns() {
+        let all = Resnapshots::new(3);
+        for slot in &all.tables {
+            lock(&slot.wish).waits = true;
+        }
+        let now = Instant::now();
+        let turn = |ago: u64| {
+            let turn = all.take(0..3).unwrap();
+            let table = turn.table;
+            turn.not_before(now - Duration::from_secs(ago));
+            table
+        };
+        assert_eq!([turn(9), turn(8), turn(7)], [0, 1, 2]);
+        assert_eq!([turn(6), turn(5), turn(4), turn(3)], [0, 1, 2, 0]);
+        assert_eq!(all.take([0, 2].into_iter()).unwrap().table, 2, "1 is held");
+        let later = Instant::now() + Duration::from_secs(60);
+        (0..3).for_each(|_| all.take(0..3).unwrap().not_before(later));
+        assert!(all.take(0..3).is_none() && !all.is_due(1));
+        assert_eq!(all.next_due(), Some(later));
     }
 }

@@ -484,10 +484,9 @@ impl Applier {
         self.copy_again(&mapping, "its key has changed, or it was made anew").await
     }
 
-    /// The table is not live from here on, until it has been copied again. First that: the copy may be quick.
+    /// The table is not live from here on, until it has been copied again.
     async fn copy_again(&self, mapping: &TableMapping, why: &str) -> Result<(), Problem> {
-        self.counters.tables[mapping.number].resnapshot.store(true, Relaxed);
-        self.writer.resnapshots.want(mapping, Some(why)).await
+        self.writer.resnapshots.want(mapping, &self.counters.tables[mapping.number].resnapshot, Some(why)).await
     }
 
     fn act(&mut self, mapping: &TableMapping, actions: &[Action], kind: EventKind) -> Result<(), Problem> {

@@ -7,6 +7,7 @@ use pgtide::postgres::pgoutput::{Message, Tuple, decode};
 use pgtide::store::Store;
 use serde_json::value::RawValue;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use super::schema::{Kind, document_id};
 
@@ -21,13 +22,17 @@ struct Keys {
 }
 
 impl Pending {
-    /// What PostgreSQL would send from the position that is confirmed. The slot must not be in use.
-    pub async fn of(client: &Client, slot: &str, tables: &[Kind]) -> Self {
+    /// What PostgreSQL would send from the position that is confirmed; none where the slot is in use.
+    pub async fn of(client: &Client, slot: &str, tables: &[Kind]) -> Option<Self> {
         let sql = "SELECT data FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL, 'proto_version', '1',
                    'publication_names', $2)";
         let mut pending = Self::default();
         let mut relations: HashMap<u32, (String, Vec<String>)> = HashMap::new();
-        for row in client.query(sql, &[&slot, &slot]).await.unwrap() {
+        let rows = match client.query(sql, &[&slot, &slot]).await {
+            Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) => return None,
+            rows => rows.unwrap(),
+        };
+        for row in rows {
             match decode(row.get(0)).unwrap() {
                 Message::Relation(relation) => {
                     let columns = relation.columns.iter().map(|column| column.name.to_owned()).collect();
@@ -51,7 +56,7 @@ impl Pending {
                 _ => {}
             }
         }
-        pending
+        Some(pending)
     }
 
     fn add(&mut self, (name, columns): &(String, Vec<String>), tables: &[Kind], tuple: Tuple<'_>) {

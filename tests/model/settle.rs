@@ -28,16 +28,19 @@ impl History {
     async fn acknowledged(&mut self) -> Held {
         let free = "SELECT active FROM pg_replication_slots WHERE slot_name = $1";
         let deadline = Instant::now() + LIMIT;
-        loop {
+        let pending = loop {
             match self.client().query_opt(free, &[&self.place.name]).await.unwrap().map(|row| row.get::<_, bool>(0)) {
                 None => return Ok(()),
-                Some(false) => break,
+                // The walsender of a process that was killed may take it only now.
+                Some(false) => match Pending::of(self.client(), &self.place.name, &self.tables).await {
+                    Some(pending) => break pending,
+                    None => {}
+                },
                 Some(true) if Instant::now() > deadline => return broken(Rule::Quiet, "the slot stays in use"),
                 Some(true) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
-        }
+        };
         let Some(wanted) = self.wanted(true).await else { return Ok(()) };
-        let pending = Pending::of(self.client(), &self.place.name, &self.tables).await;
         let altered = self.sessions.altered();
         let mut found = Vec::new();
         for table in self.tables.iter().filter(|table| !wanted.contains(table.name()) && !altered.contains(table)) {

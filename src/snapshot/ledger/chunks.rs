@@ -107,20 +107,21 @@ impl Ledger {
         Ok(())
     }
 
-    /// Says that a table is to be copied again; on disk when this returns. Gives the wish's number.
+    /// Says that a table is to be copied again; on disk when this returns. Gives the wish's number, which is above `last`.
     ///
     /// # Errors
     /// The query fails.
-    pub async fn want(&self, table: &TableId) -> Result<i32, Problem> {
+    pub async fn want(&self, table: &TableId, last: i32) -> Result<i32, Problem> {
         let transaction = self.transaction().await?;
         let row = transaction
             .query_one(
                 "INSERT INTO public.cdc_snapshot_chunks AS c
                     (slot_name, table_schema, table_name, chunk_index, chunk_start, chunk_size, status, attempts)
-                 VALUES ($1, $2, $3, -1, 0, 0, 'wanted', 1)
-                 ON CONFLICT (slot_name, table_schema, table_name, chunk_index) DO UPDATE SET attempts = c.attempts + 1
+                 VALUES ($1, $2, $3, -1, 0, 0, 'wanted', $4::int + 1)
+                 ON CONFLICT (slot_name, table_schema, table_name, chunk_index)
+                 DO UPDATE SET attempts = GREATEST(c.attempts, $4::int) + 1
                  RETURNING attempts",
-                &[&self.job, &table.schema, &table.name],
+                &[&self.job, &table.schema, &table.name, &last],
             )
             .await?;
         transaction.commit().await?;
@@ -143,7 +144,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// The tables of the job: copied, being copied, or wanted.
+    /// The tables of the job: copied, being copied, or wanted. One whose new copy was given up has no chunks any more.
     ///
     /// # Errors
     /// The query fails.
@@ -152,7 +153,8 @@ impl Ledger {
             .client()
             .await
             .query(
-                "SELECT DISTINCT table_schema, table_name FROM public.cdc_snapshot_chunks WHERE slot_name = $1
+                "SELECT table_schema, table_name FROM public.cdc_snapshot_chunks WHERE slot_name = $1
+                 UNION SELECT table_schema, table_name FROM public.cdc_snapshot_tables WHERE slot_name = $1 AND since IS NOT NULL
                  ORDER BY 1, 2",
                 &[&self.job],
             )

@@ -105,10 +105,13 @@ impl Ledger {
         self.client.read().await
     }
 
-    /// Begins a transaction that is on disk once it has committed. Dropped without a commit it is rolled back.
+    /// Begins a transaction that is on this server's disk once it has committed. Dropped without a commit it is rolled back.
+    ///
+    /// On another server's it need not be: that one is on another timeline, which is noticed. Waiting for standbys, one of which
+    /// may be we ourselves (`synchronous_standby_names`), it would keep the ledger, and so the acknowledgements, waiting.
     async fn transaction(&self) -> Result<Open<'_>, Problem> {
         let open = Open { client: self.client.write().await, ended: false };
-        open.batch_execute("BEGIN; SET LOCAL synchronous_commit = on").await?;
+        open.batch_execute("BEGIN; SET LOCAL synchronous_commit = local").await?;
         Ok(open)
     }
 }

@@ -49,8 +49,6 @@ impl Ledger {
     /// A statement fails; what was remembered before stays.
     pub async fn acknowledge(&self, position: &Position) -> Result<(), Problem> {
         let transaction = self.transaction().await?;
-        // On this server's disk is enough: another one is another timeline. Commits may wait for us, and we not for them.
-        transaction.batch_execute("SET LOCAL synchronous_commit = local").await?;
         transaction
             .execute(
                 "INSERT INTO public.cdc_snapshot_job AS j

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod given_up;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::fmt::Write as _;
@@ -191,35 +193,6 @@ async fn a_row_deleted_before_its_copy_is_sent_is_left_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn given_up_it_leaves_the_documents_valid() {
-    let rig = Rig::new().await;
-    let engine = rig_with_books(&rig, 50, 10).await;
-    let control = engine.control();
-    assert!(control.send(Command::CancelResnapshot(table("books"))).await.is_err(), "there is none to give up");
-    plant(&rig, "books", &[("left over", 1)]).await;
-    rig.hold(1);
-    again(&engine, "books").await;
-    rig.until_held().await;
-    rig.sql("DELETE FROM books WHERE id = 30; UPDATE books SET title = 'changed' WHERE id = 1").await;
-    control.send(Command::CancelResnapshot(table("books"))).await.unwrap();
-    rig.store.clear_faults();
-    done(&engine).await;
-    assert!(noticed(&engine, "given up by the operator"), "{:?}", engine.status().notices);
-    rig.delivered().await;
-    let mut documents = rig.documents("books");
-    assert!(documents.remove("left over").is_some(), "a copy that was given up removed documents");
-    let row = |document: &serde_json::Value| document["title"].as_str().unwrap().to_owned();
-    assert_eq!((documents.len(), row(&documents["1"])), (49, "changed".into()));
-    assert_eq!(rig.count("SELECT count(*) FROM cdc_snapshot_chunks WHERE status <> 'completed'").await, 0);
-    rig.nobody_idles_in_a_transaction().await;
-    // It can be asked for again.
-    again(&engine, "books").await;
-    done(&engine).await;
-    rig.equal("books").await;
-    stop(engine).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cut_short_by_a_stop_it_is_made_again() {
     let rig = Rig::new().await;
     let engine = rig_with_books(&rig, 50, 10).await;
@@ -397,56 +370,6 @@ async fn two_that_were_cut_short_are_both_made_again() {
         wait_until("both are copied again", LIMIT, || async { noticed(&engine, &format!("{table}: copied again")) })
             .await;
     }
-    done(&engine).await;
-    rig.equal("books").await;
-    stop(engine).await;
-}
-
-/// A copied row that is on its way while it is deleted, and a copy that is given up before its end.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn given_up_it_brings_no_deleted_row_back() {
-    let rig = Rig::new().await;
-    rig.sql(BOOKS).await;
-    rig.sql("INSERT INTO books SELECT n, 'x' FROM generate_series(1, 9) n").await;
-    let engine = rig.run(rig.config(&["books"])).await;
-    rig.hold(1);
-    again(&engine, "books").await;
-    rig.until_held().await;
-    rig.sql("DELETE FROM books WHERE id > 5; UPDATE books SET title = 'y' WHERE id = 1").await;
-    rig.delivered().await;
-    // A minute later, or after a restart of its node, Elasticsearch does not know of the deletes any more.
-    rig.store.forget_tombstones();
-    engine.control().send(Command::CancelResnapshot(table("books"))).await.unwrap();
-    assert!(engine.status().tables[0].resnapshot, "it ends once what is on its way has arrived");
-    rig.store.clear_faults();
-    done(&engine).await;
-    assert!(noticed(&engine, "given up"), "{:?}", engine.status().notices);
-    rig.equal("books").await;
-    stop(engine).await;
-}
-
-/// Between two attempts it can be given up as well.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn given_up_while_it_is_tried_again() {
-    let rig = Rig::new().await;
-    rig.sql(BOOKS).await;
-    rig.sql("INSERT INTO books SELECT n, 'x' FROM generate_series(1, 9) n").await;
-    let server = rig.config(&["books"]).cdc.port;
-    let (config, proxy) = rig.config_by_proxy(&["books"]).await;
-    let engine = rig.run(config).await;
-    // No session is made from now on; those that are there stay.
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    proxy.turn_to(nobody);
-    again(&engine, "books").await;
-    let retries = || async { engine.status().tables[0].attempts >= 2 };
-    wait_until("it is tried again", LIMIT, retries).await;
-    assert_eq!(engine.status().tables[0].state, TableState::Retrying);
-    engine.control().send(Command::CancelResnapshot(table("books"))).await.unwrap();
-    done(&engine).await;
-    assert_eq!(rig.count("SELECT count(*) FROM cdc_snapshot_chunks WHERE status <> 'completed'").await, 0);
-    assert!(engine.control().send(Command::CancelResnapshot(table("books"))).await.is_err());
-    proxy.turn_to(server);
-    again(&engine, "books").await;
     done(&engine).await;
     rig.equal("books").await;
     stop(engine).await;
