@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use pgtide::config::Config;
+use pgtide::config::{Config, Mode};
+use pgtide::engine::{Phase, TableState};
 use pgtide::problem::Problem;
 use pgtide::verify::{self, DifferenceKind, Options, Outcome, Report, TableReport};
 use serde_json::{Value, json};
-use support::pipeline::{LIMIT, Rig, stop};
+use support::pipeline::{LIMIT, Rig, phase, stop};
 use support::standby::Unconfirmed;
 use support::{own_server_with, process, wait_until};
 use tokio::runtime::Handle;
@@ -525,6 +526,47 @@ async fn a_copy_that_is_not_done_is_not_compared_and_one_that_is_asked_for_expla
     assert!(problem.message.contains("still being copied"), "{problem:?}");
     let unknown = run(&Options { table: Some("public.item".into()), ..options(config) }).await.unwrap_err();
     assert!(unknown.message.contains("public.item") && unknown.hint.contains("public.items"), "{unknown:?}");
+}
+
+/// Mode `never` has a job in the ledger that nobody completes, and no copy is under way for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_nothing_is_copied_rows_of_before_are_missing_and_can_be_repaired() {
+    let rig = Rig::new().await;
+    for table in ["books", "others"] {
+        let make = format!("CREATE TABLE {table} (id int PRIMARY KEY, title text)");
+        rig.sql(&format!("{make}; INSERT INTO {table} VALUES (1, 'before'), (2, 'before')")).await;
+    }
+    let mut config = rig.config(&["books", "others"]);
+    config.cdc.snapshot.mode = Mode::Never;
+    let engine = rig.run(config.clone()).await;
+    rig.sql("INSERT INTO books VALUES (3, 'after')").await;
+    rig.delivered().await;
+    let report = compare(config.clone()).await;
+    let missing = |id: &str| (DifferenceKind::Missing, id.to_owned(), String::new());
+    assert_eq!(found(&report.tables[0]), [missing("1"), missing("2")]);
+    assert!(report.notes.iter().any(|note| note.contains("is not copied by this configuration")), "{report:?}");
+    let one = Options { repair: true, table: Some("public.books".into()), ..options(config.clone()) };
+    assert_eq!(run(&one).await.unwrap().outcome(), Outcome::Equal);
+    rig.equal("books").await;
+
+    let standby = rig.start(config.clone());
+    phase(&standby, Phase::Standby).await;
+    wait_until("it shows that nothing is copied", LIMIT, || async {
+        let status = standby.status();
+        status.tables.iter().all(|table| table.state == TableState::Standby) && !status.snapshot.running
+    })
+    .await;
+    stop(standby).await;
+    stop(engine).await;
+
+    // Whoever copies begins with the first row.
+    config.cdc.snapshot.mode = Mode::Initial;
+    let engine = rig.run(config).await;
+    rig.equal("books").await;
+    rig.equal("others").await;
+    let notices = engine.status().notices;
+    assert!(notices.iter().any(|notice| notice.text.contains("mode `never` has streamed until now")), "{notices:?}");
+    stop(engine).await;
 }
 
 fn program(arguments: &[&str]) -> Output {

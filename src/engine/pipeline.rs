@@ -414,14 +414,16 @@ async fn publication_stayed(
     server: &Server,
 ) -> Result<(), Problem> {
     let cdc = &shared.options.config.cdc;
-    let copied = has_streamed(shared) || ledger.job().await?.is_some_and(|job| job.completed);
-    if !copied || publication::find(client, &cdc.publication.name, server.version).await?.is_some() {
+    // In mode `never` a job is there as soon as something was streamed.
+    let never = shared.options.config.mode() == Mode::Never;
+    let known = has_streamed(shared) || ledger.job().await?.is_some_and(|job| job.completed || never);
+    if !known || publication::find(client, &cdc.publication.name, server.version).await?.is_some() {
         return Ok(());
     }
     Err(Problem::new(
         ProblemKind::Gap,
         format!(
-            "publication {} is gone, but the tables were copied before: changes since then are lost",
+            "publication {} is gone, but the tables were copied or streamed before: changes since then are lost",
             cdc.publication.name
         ),
         source::drop_and_copy_again(shared),

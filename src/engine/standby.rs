@@ -169,7 +169,7 @@ impl Follower<'_> {
         let job = self.plan.as_ref().and_then(|(job, _)| job.as_ref());
         let copies = shared.options.config.mode() != Mode::Never;
         let copied = copied_tables(&shared.options.config, &shared.mappings);
-        let runs = job.is_some_and(|job| !job.completed);
+        let runs = job.is_some_and(|job| job.begun && !job.completed);
         for counters in &shared.counters.tables {
             let chunks = counters.chunks();
             let begun = chunks.states().any(|state| state != ChunkState::Pending);

@@ -56,7 +56,7 @@ pub async fn initial(
         let fits = if streams { !job.completed && covered } else { job.completed };
         // Rows that were copied on another timeline may be of transactions that this one never had.
         let same = job.system_id.as_ref() == Some(&server.system_id) && job.timeline == Some(server.timeline);
-        job.ours && fits && same
+        job.ours && job.begun && fits && same
     });
     if let Some(job) = job.as_ref().filter(|_| going_on.is_none()) {
         context.counters.notice(Level::Warn, again_because(job, streams, slot, server));
@@ -191,7 +191,9 @@ async fn strangers(context: &Context, wanted: &[Arc<TableMapping>]) -> Result<()
 
 /// Why a copy that the ledger knows of begins again, in words.
 fn again_because(job: &Job, streams: bool, slot: Option<&SlotInfo>, server: &Server) -> String {
-    let why = if !job.ours && job.system_id.is_none() {
+    let why = if job.ours && !job.begun {
+        "mode `never` has streamed until now, and copied nothing".to_owned()
+    } else if !job.ours && job.system_id.is_none() {
         "it was begun by another program (go-pq-cdc-elasticsearch), whose chunks cannot be gone on with".to_owned()
     } else if !job.ours || job.completed {
         "as asked for by `cdc.snapshot.resnapshot`".to_owned()

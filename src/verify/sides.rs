@@ -44,7 +44,7 @@ impl<'a> Sides<'a> {
         let client = connect(&config.cdc, "verify").await?;
         let server = preflight::server(&client).await?;
         let recorded = Recorded::read(&client, &config.job()).await?;
-        if recorded.half_done {
+        if recorded.half_done && config.mode() != Mode::Never {
             return Err(Problem::new(
                 ProblemKind::Setup,
                 "the tables are still being copied for the first time",

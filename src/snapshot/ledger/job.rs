@@ -13,6 +13,8 @@ pub(super) const WRITER: &str = concat!("pgtide ", env!("CARGO_PKG_VERSION"));
 pub struct Job {
     /// The snapshot's position: every document of the job has at least the version one below it.
     pub lsn: Lsn,
+    /// A copy was begun: not where mode `never` has made the job, only to remember a position in it.
+    pub begun: bool,
     /// Every chunk was completed.
     pub completed: bool,
     /// pgtide wrote it; the reference leaves nothing here.
@@ -47,7 +49,7 @@ impl Ledger {
             .await
             .query_opt(
                 "SELECT snapshot_lsn, coalesce(completed, FALSE), writer IS NOT NULL, system_id, sweep,
-                    to_char(started_at, 'YYYY-MM-DD HH24:MI:SS.US'), timeline
+                    to_char(started_at, 'YYYY-MM-DD HH24:MI:SS.US'), timeline, snapshot_id <> ''
                  FROM public.cdc_snapshot_job WHERE slot_name = $1",
                 &[&self.job],
             )
@@ -59,6 +61,7 @@ impl Ledger {
             system_id: row.get(3),
             sweep: row.get(4),
             started_at: row.get(5),
+            begun: row.get(7),
             timeline: row.get::<_, Option<i64>>(6).and_then(|timeline| u32::try_from(timeline).ok()),
         }))
     }

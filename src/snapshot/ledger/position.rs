@@ -43,7 +43,8 @@ impl Ledger {
 
     /// Remembers the position; on disk when this returns. Only then may the server be told.
     ///
-    /// In mode `never` there is no job to remember it with: one is made that says that nothing is copied.
+    /// In mode `never` there is no job to remember it with: one is made that no copy has begun ([`Job::begun`](super::Job)). It is not
+    /// completed either: whoever copies, the reference too, is to begin with the first row.
     ///
     /// # Errors
     /// A statement fails; what was remembered before stays.

@@ -44,7 +44,7 @@ impl Recorded {
                             + (SELECT count(*) FROM public.cdc_snapshot_chunks WHERE slot_name = $1) + {definitions},
                         ARRAY(SELECT slot_name FROM public.cdc_snapshot_job WHERE slot_name <> $1
                               UNION SELECT slot_name FROM public.cdc_snapshot_chunks WHERE slot_name <> $1 ORDER BY 1),
-                        EXISTS (SELECT FROM public.cdc_snapshot_job WHERE slot_name = $1 AND completed IS NOT TRUE)"
+                        EXISTS (SELECT FROM public.cdc_snapshot_job WHERE slot_name = $1 AND completed IS NOT TRUE AND snapshot_id <> '')"
                 ),
                 &[&job],
             )
