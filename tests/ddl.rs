@@ -105,6 +105,41 @@ async fn a_key_that_was_renamed_while_changes_waited() {
     stop(engine).await;
 }
 
+/// What follows from an announcement waits for Elasticsearch, and a pause drops it there: the stream announces it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_while_another_key_waits_for_elasticsearch() {
+    let rig = Rig::new().await;
+    rig.sql("CREATE TABLE t (id int PRIMARY KEY, other int NOT NULL)").await;
+    rig.sql("INSERT INTO t SELECT n, 1000 + n FROM generate_series(1, 5) n").await;
+    let mut config = rig.config(&["t"]);
+    // Nothing else has it copied again.
+    config.cdc.snapshot.on_schema_change = OnSchemaChange::Warn;
+    let engine = rig.run(config).await;
+    rig.hold(1);
+    rig.sql("INSERT INTO t VALUES (6, 1006)").await;
+    rig.until_held().await;
+    let before = rig.text("SELECT clock_timestamp()::text").await;
+    rig.sql("BEGIN; ALTER TABLE t DROP CONSTRAINT t_pkey; ALTER TABLE t ADD PRIMARY KEY (other); INSERT INTO t VALUES (7, 1007); COMMIT")
+        .await;
+    let looked = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
+            AND application_name = 'pgtide stream catalog' AND query_start > '{before}' AND query LIKE '%pg_attribute%'"
+    );
+    wait_until("the columns are looked up", LIMIT, || async { rig.count(&looked).await == 1 }).await;
+    engine.control().send(Command::Pause).await.unwrap();
+    rig.store.clear_faults();
+    phase(&engine, Phase::Paused).await;
+    resume(&engine).await;
+    wait_until("it is copied again", LIMIT, || async {
+        let table = &engine.status().tables[0];
+        table.resnapshots_ended == 1 && !table.resnapshot
+    })
+    .await;
+    rig.delivered().await;
+    rig.equal_by("t", "other::text").await;
+    stop(engine).await;
+}
+
 const PARTS: &str = "CREATE TABLE parts (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
                      CREATE TABLE part_1 PARTITION OF parts FOR VALUES FROM (0) TO (100);
                      CREATE TABLE part_2 PARTITION OF parts FOR VALUES FROM (100) TO (200);

@@ -221,6 +221,7 @@ impl Applier {
                 if self.relations.announce(&self.client, &relation, self.transaction.xid).await? {
                     self.renamed_documents(relation.oid).await?;
                 }
+                self.relations.followed(relation.oid);
                 self.announced(&relation).await?;
             }
             Message::Truncate { oids, .. } => {

@@ -24,6 +24,8 @@ pub(super) struct Relation {
     pub(super) mapping: Option<Arc<TableMapping>>,
     /// Its columns.
     pub(super) shape: Shape,
+    /// The numbers of those that name its documents; none: one that was dropped since.
+    key: Vec<Option<i16>>,
 }
 
 /// A mapped table.
@@ -37,7 +39,7 @@ struct Mapped {
 pub(super) struct Relations {
     tables: HashMap<TableId, Mapped>,
     known: HashMap<u32, Relation>,
-    /// The numbers of the columns that named the documents of a relation last; none: one that was dropped since.
+    /// What [`Relation::key`] was when it was followed last.
     keys: HashMap<u32, Vec<Option<i16>>>,
     need_key: bool,
 }
@@ -67,7 +69,7 @@ impl Relations {
     }
 
     /// Takes an announcement of transaction `xid` in. Its columns hold from here on. True when documents may have other
-    /// ids than before, so that the table has to be copied again.
+    /// ids than before, so that the table has to be copied again; said again until it is [`followed`](Self::followed).
     ///
     /// # Errors
     /// The catalog cannot be read, a mapped table has no key that PostgreSQL sends, or has been renamed and no other one has its name.
@@ -83,8 +85,15 @@ impl Relations {
         // Without publish_via_partition_root a partition speaks for its root. By today's names before the one of then,
         // which another table may have by now.
         let found = names.iter().chain([&announced]).find(|name| self.tables.contains_key(*name)).cloned();
-        let mut entry = Relation { oid, table: announced, whole: false, mapping: None, shape: Shape::new(Vec::new()) };
-        let Some(mapped) = found.and_then(|name| self.tables.get_mut(&name)) else {
+        let mut entry = Relation {
+            oid,
+            table: announced,
+            whole: false,
+            mapping: None,
+            shape: Shape::new(Vec::new()),
+            key: Vec::new(),
+        };
+        let Some(mapped) = found.and_then(|name| self.tables.get(&name)) else {
             if let Some(mapped) = self.tables.values().find(|mapped| mapped.oid == oid) {
                 let table = &mapped.mapping.table;
                 // Another table that has the name now is copied again, by the looks at definitions.
@@ -97,19 +106,32 @@ impl Relations {
         };
         let mapping = Arc::clone(&mapped.mapping);
         entry.whole = entry.table == mapping.table || names.first() == Some(&mapping.table);
-        let another = entry.whole && std::mem::replace(&mut mapped.oid, oid) != oid;
-        let root = mapped.oid;
+        let (another, root) = (entry.whole && mapped.oid != oid, mapped.oid);
         let (shape, key) = shape_of(client, relation, &mapping, (!entry.whole).then_some(root), xid).await?;
         // With any other identity the old row, by whose content its document is named, would not come.
         let by_whole_rows = shape.names_by_whole_rows() && relation.replica_identity == b'f';
         if self.need_key && key.is_empty() && !by_whole_rows {
             return Err(no_key(&mapping.table));
         }
+        let changed = self.keys.get(&oid).is_some_and(|before| *before != key);
         entry.shape = shape;
+        entry.key = key;
         entry.mapping = Some(mapping);
         self.known.insert(oid, entry);
-        let changed = self.keys.insert(oid, key.clone()).is_some_and(|before| before != key);
         Ok(self.need_key && (another || changed))
+    }
+
+    /// What follows from the last announcement of a relation is done. Until then a pause may have dropped it half-way,
+    /// and the stream announces the relation again.
+    pub(super) fn followed(&mut self, oid: u32) {
+        let Some(relation) = self.known.get(&oid) else { return };
+        let Some(mapping) = &relation.mapping else { return };
+        if relation.whole
+            && let Some(mapped) = self.tables.get_mut(&mapping.table)
+        {
+            mapped.oid = oid;
+        }
+        self.keys.insert(oid, relation.key.clone());
     }
 }
 
