@@ -375,16 +375,16 @@ mod tests {
         }
         let now = Instant::now();
         let turn = |ago: u64| {
-            let turn = all.take(0..3).unwrap();
+            let turn = all.take(0..3).expect("one is due");
             let table = turn.table;
             turn.not_before(now - Duration::from_secs(ago));
             table
         };
         assert_eq!([turn(9), turn(8), turn(7)], [0, 1, 2]);
         assert_eq!([turn(6), turn(5), turn(4), turn(3)], [0, 1, 2, 0]);
-        assert_eq!(all.take([0, 2].into_iter()).unwrap().table, 2, "1 is held");
+        assert_eq!(all.take([0, 2].into_iter()).expect("one is due").table, 2, "1 is held");
         let later = Instant::now() + Duration::from_secs(60);
-        (0..3).for_each(|_| all.take(0..3).unwrap().not_before(later));
+        (0..3).for_each(|_| all.take(0..3).expect("one is due").not_before(later));
         assert!(all.take(0..3).is_none() && !all.is_due(1));
         assert_eq!(all.next_due(), Some(later));
     }
