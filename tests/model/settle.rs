@@ -32,10 +32,11 @@ impl History {
             match self.client().query_opt(free, &[&self.place.name]).await.unwrap().map(|row| row.get::<_, bool>(0)) {
                 None => return Ok(()),
                 // The walsender of a process that was killed may take it only now.
-                Some(false) => match Pending::of(self.client(), &self.place.name, &self.tables).await {
-                    Some(pending) => break pending,
-                    None => {}
-                },
+                Some(false) => {
+                    if let Some(pending) = Pending::of(self.client(), &self.place.name, &self.tables).await {
+                        break pending;
+                    }
+                }
                 Some(true) if Instant::now() > deadline => return broken(Rule::Quiet, "the slot stays in use"),
                 Some(true) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
