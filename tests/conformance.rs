@@ -8,7 +8,11 @@ use std::path::{Path, PathBuf};
 /// The file that a name's first part means.
 fn file(of: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    if of.starts_with("src/") { root.join(of) } else { root.join(format!("tests/{}.rs", of.replace("::", "/"))) }
+    if of.starts_with("src/") {
+        return root.join(of);
+    }
+    let (path, folder) = (root.join("tests").join(of.replace("::", "/")), root.join("tests").join(of).join("main.rs"));
+    if folder.exists() { folder } else { path.with_extension("rs") }
 }
 
 #[test]
