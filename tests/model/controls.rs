@@ -30,7 +30,7 @@ pub const CONTROLS: [Control; 6] = [
         within: 30,
     },
     Control { name: "found::a_copy_without_a_delete_set", broken: "DeleteSet", profile: DELETES, within: 60 },
-    Control { name: "found::a_copy_of_a_rewritten_table", broken: "Filenode", profile: REWRITES, within: 30 },
+    Control { name: "found::a_copy_of_a_rewritten_table", broken: "Filenode", profile: REWRITES, within: 60 },
     Control { name: "found::a_value_that_was_not_sent_and_not_read", broken: "Fill", profile: LARGE, within: 20 },
     Control { name: "found::a_sweep_without_a_bound", broken: "SweepBound", profile: DELETES, within: 30 },
 ];

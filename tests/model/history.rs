@@ -1,5 +1,6 @@
 //! One history, from an empty database to the comparison.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -86,6 +87,8 @@ pub struct History {
     pub log: Log,
     /// What became of tables, and is to end.
     pub away: Vec<(Kind, Away)>,
+    /// Copies of these were given up.
+    pub cancelled: BTreeSet<Kind>,
 }
 
 pub type Held = Result<(), Broken>;
@@ -125,6 +128,7 @@ impl History {
             causes,
             log,
             away: Vec::new(),
+            cancelled: BTreeSet::new(),
         }
     }
 
@@ -171,7 +175,10 @@ impl History {
             Step::PauseTable(table) => self.ask(*table, "pause").await,
             Step::ResumeTable(table) => self.ask(*table, "resume").await,
             Step::Resnapshot(table) => self.ask(*table, "resnapshot").await,
-            Step::Cancel(table) => self.ask(*table, "cancel").await,
+            Step::Cancel(table) => {
+                self.cancelled.insert(*table);
+                self.ask(*table, "cancel").await;
+            }
             Step::Cut(of) => {
                 let sql = "SELECT application_name, pg_terminate_backend(pid) FROM pg_stat_activity
                            WHERE datname = current_database() AND application_name LIKE 'pgtide%' || $1 || '%'";

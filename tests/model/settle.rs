@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use pgtide::engine::{Phase, Status, TableState};
+use pgtide::engine::{Phase, Status, TableState, TableStatus};
 
 use super::causes::Cause;
 use super::history::{Broken, Held, History, LIMIT, Rule, broken};
@@ -144,7 +144,8 @@ impl History {
             let name = table.table.0.to_string();
             let kind = *self.tables.iter().find(|kind| kind.full_name() == name).unwrap();
             let explained = [Cause::Cut, Cause::Table, Cause::Store].map(|cause| Some(cause as i32));
-            let explained = explained.into_iter().any(|code| self.causes.explain(code, None));
+            let explained = self.cancelled.contains(&kind)
+                || !given_up(table) && explained.into_iter().any(|code| self.causes.explain(code, None));
             if !explained || !asked.insert(kind) {
                 broken(Rule::Quiet, format!("the copy of {name} was given up: {:?}", table.problem))?;
             }
@@ -186,5 +187,11 @@ impl History {
 
 fn quiet(status: &Status) -> bool {
     status.phase == Phase::Streaming
-        && status.tables.iter().all(|table| table.state == TableState::Live && !table.resnapshot)
+        && status.tables.iter().all(|table| (table.state == TableState::Live || given_up(table)) && !table.resnapshot)
+}
+
+/// A copy was given up that documents need.
+fn given_up(table: &TableStatus) -> bool {
+    table.state == TableState::Failed
+        && table.problem.as_ref().is_some_and(|problem| problem.message.contains("given up"))
 }
