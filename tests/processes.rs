@@ -352,12 +352,23 @@ async fn a_helper_hangs_and_shows_no_token() {
     .await;
 }
 
-/// The same without the lease: what it sends late brings deleted documents back.
+/// The same without the lease: what it sends late brings deleted documents back. Not where it hangs with a chunk in hand of
+/// which it has not read a row yet, or sent the last one: then another one has to.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_helper_hangs_and_has_no_lease() {
-    let job = Job::new().await;
-    let (_, _leader, _helper) = hang(&job, Some("Lease")).await;
-    wait_until("deleted documents are back", LIMIT, || async { job.store.documents("items").len() > 3 }).await;
+    for _ in 0..5 {
+        let job = Job::new().await;
+        let (_, _leader, _helper) = hang(&job, Some("Lease")).await;
+        let back = async {
+            while job.store.documents("items").len() <= 3 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(15), back).await.is_ok() {
+            return;
+        }
+    }
+    panic!("deleted documents are never back");
 }
 
 /// A helper hangs in the copy, another process does its work, and what was copied is deleted and forgotten before it goes on.
