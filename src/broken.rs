@@ -1,4 +1,4 @@
-//! Rules that a test breaks on purpose, to show that breaking them is noticed (`tests/model`, `tests/processes.rs`). Not in release builds.
+//! Rules that a test breaks on purpose, to show that breaking them is noticed (`tests/model`, `tests/processes/`). Not in release builds.
 
 /// A rule of `docs/architecture.md` that can be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

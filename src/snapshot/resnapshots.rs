@@ -234,9 +234,12 @@ impl Resnapshots {
         Ok(())
     }
 
-    /// A resnapshot of a table was under way, or asked for, when this process began.
+    /// A resnapshot of a table was under way, or asked for, when this process began. Which of them, and why, nobody knows.
     pub fn begun_before(&self, mapping: &TableMapping) {
-        self.begins_to_write(mapping);
+        if let Some(slot) = self.tables.get(mapping.number) {
+            let what = "a copy that was asked for before this process began, and may have been cut short, was given up";
+            lock(&slot.wish).cut_short = Some(lacking(mapping, what));
+        }
     }
 
     /// Rows of a copy go out from here on. True: of an earlier one some may still be on their way.
