@@ -6,7 +6,9 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Once;
+use std::sync::atomic::AtomicU16;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{LazyLock, Once};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -315,10 +317,12 @@ impl Pipeline {
     }
 }
 
-/// A port that nobody listens on, below those of outgoing connections.
+/// A port that nobody listens on, below those of outgoing connections. One after another from a random one on: who asks at the
+/// same moment gets another, though neither has it yet.
 pub fn free_port() -> u16 {
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(fastrand::u16(..)));
     loop {
-        let port = fastrand::u16(10_000..20_000);
+        let port = 10_000 + NEXT.fetch_add(1, Relaxed) % 10_000;
         if TcpListener::bind(("0.0.0.0", port)).is_ok() {
             return port;
         }
