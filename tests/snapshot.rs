@@ -114,6 +114,26 @@ async fn four_chunks() {
     stop(engine).await;
 }
 
+/// What PostgreSQL believes of a table decides how large its chunks are, and never how many rows are copied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_estimate_loses_no_row() {
+    let rig = Rig::new().await;
+    let estimates = [("never", -1), ("none", 0), ("few", 3), ("many", 1_000_000_000)];
+    for (name, rows) in estimates {
+        wide_table(&rig, name, 200).await;
+        rig.sql(&format!("UPDATE pg_class SET reltuples = {rows} WHERE oid = '{name}'::regclass")).await;
+    }
+    let names = estimates.map(|(name, _)| name);
+    let mut config = rig.config(&names);
+    config.cdc.snapshot.chunk_size = 4;
+    let engine = rig.run(config).await;
+    for name in names {
+        rig.equal_now(name).await;
+        assert_eq!(rig.documents(name).len(), 200);
+    }
+    stop(engine).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_empty_table() {
     let rig = Rig::new().await;
@@ -322,6 +342,44 @@ async fn a_table_that_waits_for_its_copy_cannot_be_rewritten() {
     rig.equal_now("a").await;
     rig.equal_now("b").await;
     assert_eq!(rig.documents("b").len(), 25);
+    stop(engine).await;
+}
+
+/// Who only waits for a table keeps its copy waiting as well: it is said who that is, and nothing of what it writes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_somebody_waits_to_alter() {
+    let rig = Rig::new().await;
+    for name in ["a", "b"] {
+        wide_table(&rig, name, 25).await;
+    }
+    let mut config = rig.config(&["a", "b"]);
+    config.cdc.snapshot.workers = Some(1);
+    config.elasticsearch.concurrent_request = 1;
+    config.elasticsearch.batch_size_limit = 10;
+    rig.hold(1);
+    let engine = rig.start(config);
+    rig.until_held().await;
+    let other = rig.connect().await;
+    other.batch_execute("SET application_name = 'migration'").await.unwrap();
+    let pid: i32 = other.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let alters = tokio::spawn(async move { other.batch_execute("ALTER TABLE b ADD word text DEFAULT 'hush'").await });
+    let waits = format!("SELECT count(*) FROM pg_locks WHERE pid = {pid} AND NOT granted");
+    wait_until("it waits for the lock", LIMIT, || async { rig.count(&waits).await == 1 }).await;
+    rig.store.clear_faults();
+    let said = format!("table public.b is locked by another session: pid {pid}, application migration, user ");
+    wait_until("it is said who it is", LIMIT, || async {
+        let notices = engine.status().notices;
+        assert!(!notices.iter().any(|notice| notice.text.contains("hush")), "{notices:?}");
+        notices.iter().any(|notice| {
+            let rest = notice.text.split_once(&said).map_or("", |(_, rest)| rest);
+            rest.ends_with(" UTC, ALTER TABLE, which itself waits for the lock; trying again")
+        })
+    })
+    .await;
+    alters.await.unwrap().unwrap();
+    live(&engine).await;
+    rig.equal("a").await;
+    rig.equal("b").await;
     stop(engine).await;
 }
 
