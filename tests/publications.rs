@@ -228,3 +228,27 @@ async fn a_table_that_is_dropped_while_the_publication_is_looked_at() {
     rig.equal("books").await;
     stop(engine).await;
 }
+
+/// Whoever publishes at the same moment what is to be published is not in the way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn somebody_else_publishes_at_the_same_moment() {
+    let create = "CREATE PUBLICATION {} FOR TABLE books";
+    let add = "ALTER PUBLICATION {} ADD TABLE books";
+    for (before, meanwhile) in [("", create), ("CREATE PUBLICATION {} FOR TABLE others", add)] {
+        let rig = Rig::new().await;
+        rig.sql("CREATE TABLE books (id int PRIMARY KEY); INSERT INTO books VALUES (1); CREATE TABLE others (id int PRIMARY KEY)").await;
+        rig.sql(&before.replace("{}", &rig.name)).await;
+        let session = rig.connect().await;
+        session.batch_execute(&format!("BEGIN; {}", meanwhile.replace("{}", &rig.name))).await.unwrap();
+        let engine = rig.start(rig.config(&["books"]));
+        let waits =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%PUBLICATION%'
+                     AND datname = current_database()";
+        wait_until("pgtide waits for it", LIMIT, || async { rig.count(waits).await > 0 }).await;
+        session.batch_execute("COMMIT").await.unwrap();
+        live(&engine).await;
+        rig.equal("books").await;
+        assert!(engine.status().notices.iter().all(|notice| !notice.text.contains("added to publication")));
+        stop(engine).await;
+    }
+}

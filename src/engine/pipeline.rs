@@ -184,9 +184,10 @@ async fn work(shared: &Arc<Shared>, stop: &CancellationToken, lead: Lead) -> Res
         if known.contains(&table.id) {
             ledger.want(&table.id, 0).await?;
         }
-        publication::add(&client, cdc, table, server.version).await?;
-        let name = &cdc.publication.name;
-        shared.counters.notice(Level::Info, format!("{}: added to publication {name}", table.id));
+        if publication::add(&client, cdc, table, server.version).await? {
+            let name = &cdc.publication.name;
+            shared.counters.notice(Level::Info, format!("{}: added to publication {name}", table.id));
+        }
     }
     let tables = preflight::tables(&client, config, &server, &names, shared.options.handler.is_none()).await?;
     // Ended by us, what is under way brings home what it has sent.

@@ -63,7 +63,7 @@ pub async fn find(client: &Client, name: &str, server: u32) -> Result<Option<Pub
     Ok(Some(Publication { operations, tables }))
 }
 
-/// Creates the publication that the configuration describes.
+/// Creates the publication that the configuration describes, unless somebody else has made one of that name meanwhile.
 ///
 /// # Errors
 /// PostgreSQL refuses.
@@ -81,14 +81,14 @@ pub async fn create(client: &Client, cdc: &Cdc, server: u32) -> Result<(), Probl
     // In one transaction: `pgtide drop` removes what has the mark.
     let mark = quote_literal(&mark(&cdc.slot.name));
     let comment = format!("; COMMENT ON PUBLICATION {} IS {mark}", quote_identifier(&publication.name));
-    as_owner(client, cdc, "create", &sql, &comment).await
+    as_owner(client, cdc, "create", &sql, &comment).await.map(drop)
 }
 
-/// Publishes one more table of the configuration.
+/// Publishes one more table of the configuration. False: somebody else has done so meanwhile.
 ///
 /// # Errors
 /// PostgreSQL refuses.
-pub async fn add(client: &Client, cdc: &Cdc, table: &Table, server: u32) -> Result<(), Problem> {
+pub async fn add(client: &Client, cdc: &Cdc, table: &Table, server: u32) -> Result<bool, Problem> {
     let name = quote_identifier(&cdc.publication.name);
     let sql = format!("ALTER PUBLICATION {name} ADD TABLE {}", clause(table, server)?);
     as_owner(client, cdc, "alter", &sql, "").await
@@ -113,8 +113,11 @@ fn clause(table: &Table, server: u32) -> Result<String, Problem> {
 }
 
 /// Runs what only the owner of the tables may do, and `then` in the same transaction; to another role `sql` is told whole.
-async fn as_owner(client: &Client, cdc: &Cdc, verb: &str, sql: &str, then: &str) -> Result<(), Problem> {
+/// False: it was so already. An index of the catalog says that of what another session has just committed.
+async fn as_owner(client: &Client, cdc: &Cdc, verb: &str, sql: &str, then: &str) -> Result<bool, Problem> {
+    let already = [&SqlState::DUPLICATE_OBJECT, &SqlState::UNIQUE_VIOLATION];
     match client.batch_execute(&format!("{sql}{then}")).await {
+        Err(error) if error.code().is_some_and(|code| already.contains(&code)) => Ok(false),
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Err(Problem::new(
             ProblemKind::Setup,
             format!(
@@ -142,7 +145,7 @@ async fn as_owner(client: &Client, cdc: &Cdc, verb: &str, sql: &str, then: &str)
                  configuration.",
             ))
         }
-        outcome => Ok(outcome?),
+        outcome => Ok(outcome.map(|()| true)?),
     }
 }
 
