@@ -288,6 +288,30 @@ async fn a_table_rewritten_behind_the_snapshot_is_seen() {
     stop(engine).await;
 }
 
+/// A process that is killed while it gives its attempt up leaves a slot that the server is about to drop. Nothing depends on it
+/// before the copy has begun.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_is_dropped_before_the_copy_begins_is_no_loss() {
+    let rig = Rig::new().await;
+    rig.sql(BOOKS).await;
+    books(&rig, 1, 10).await;
+    let (config, proxy) = rig.config_by_proxy(&["books"]).await;
+    rig.sql(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", rig.name)).await;
+    proxy.hold(KEEPER);
+    let engine = rig.start(config);
+    proxy.until_held().await;
+    let seen = || engine.status().replication.wal_status.is_some();
+    wait_until("the monitor sees the slot", LIMIT, || async { seen() }).await;
+    rig.sql(&format!("SELECT pg_drop_replication_slot('{}')", rig.name)).await;
+    wait_until("the monitor sees that it is gone", LIMIT, || async { !seen() }).await;
+    proxy.release();
+    live(&engine).await;
+    books(&rig, 11, 12).await;
+    rig.equal("books").await;
+    assert_eq!(rig.documents("books").len(), 12);
+    stop(engine).await;
+}
+
 /// Between the snapshot and the lock lie changes of both forms, and rows of neither.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_altered_behind_the_snapshot_is_seen() {

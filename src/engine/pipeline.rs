@@ -199,14 +199,15 @@ async fn work(shared: &Arc<Shared>, stop: &CancellationToken, lead: Lead) -> Res
     }
     let monitors = CancellationToken::new();
     let _end_monitors = monitors.clone().drop_guard();
-    shared.counters.slot_expected.store(slot.is_some(), Relaxed);
+    let copies = mode != Mode::Never && to_copy(shared, &ledger).await?;
+    // Nothing depends on it before a copy begins or goes on.
+    shared.counters.slot_expected.store(!copies && slot.is_some(), Relaxed);
     let (lost, mut slot_lost) = mpsc::channel(1);
     tokio::spawn(monitor::watch_slot(Arc::clone(shared), server.clone(), lost, monitors.clone()));
     if let Some(heartbeat) = &cdc.heartbeat {
         tokio::spawn(monitor::heartbeat(Arc::clone(shared), heartbeat.clone(), monitors.clone()));
     }
 
-    let copies = mode != Mode::Never && to_copy(shared, &ledger).await?;
     indices::prepare(shared, &client, &ledger, &tables, copies, &ending).await?;
     if copies {
         shared.set_phase(Phase::Snapshot, None);

@@ -71,10 +71,22 @@ pub async fn initial(
         taken = Keeper::take(context, origin, wanted, &context.stop) => taken?,
         problem = ledger.lost() => return Err(problem),
     };
-    if !slot && streams {
-        context.counters.slot_expected.store(true, Relaxed);
+    if streams && slot {
+        // It was seen before, and may have been of a process that was killed while it gave up its attempt.
+        let client = connect(&config.cdc, "slot").await?;
+        if slot::find(&client, slot_name).await?.is_none() {
+            return Err(Problem::new(
+                ProblemKind::Setup,
+                format!("slot {slot_name} was dropped before the copy had begun"),
+                "The copy begins with a new one by itself.",
+            )
+            .transient());
+        }
+    } else if streams {
         context.counters.notice(Level::Info, format!("slot {slot_name} created at {}", keeper.lsn));
     }
+    // From here on documents depend on it.
+    context.counters.slot_expected.store(streams, Relaxed);
     let mut tables = tables;
     if let Some(job) = going_on {
         tables = go_on(context, ledger, tables, job.lsn, &keeper).await?;
